@@ -1,0 +1,80 @@
+# Needs Python 3.11 or newer and make; `make demo` or `make test` on a fresh clone sets up .venv by itself.
+#   PYTHON=/path/to/python3   the Python to build .venv from
+#   TORCH="..."               what pip installs as torch, for instance on a machine without an NVIDIA GPU:
+#                             TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
+TORCH ?= $(if $(GPU),torch,torch==2.13.0)
+# With a GPU, somebody chose a torch for its driver: keep it, and do not pin another.
+HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 2>/dev/null
+# The same steps on the same batches with next-token loss only.
+AS_CONTROL := objective=ntp objective_options={} decoder=null
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint format bench embedded wheel-test clean
+
+help:           ## This list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.base  ## Two prompts by the embedded model, against next-token decoding.
+	@echo '--- An addition. Tokens of one colour were decided by the same forward pass.'
+	@printf '478 + 395 = ?\n' | $(BIN)/setflow generate - --compare
+	@echo '--- A Python function.'
+	@printf 'class Stack:\n    """A stack of items."""\n\n    def __init__(self):\n' \
+		| $(BIN)/setflow generate - --max-new-tokens 120 --compare
+
+test: lint      ## Style and tests, as CI runs them.
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev  ## Style only.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## Put the code into the style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## The measurements of the README, written into benchmarks/; takes long.
+	$(BIN)/setflow bench quality
+	$(BIN)/setflow bench speed
+	$(BIN)/setflow bench lossless
+	$(BIN)/setflow bench memory
+
+embedded: $(VENV)/.dev  ## Train the embedded model anew and put it into the package; takes hours.
+	$(BIN)/setflow corpus build/corpus
+	$(BIN)/setflow finetune embedded-ntp
+	$(BIN)/setflow finetune embedded-sbd
+	$(BIN)/setflow finetune embedded-sbd-additions
+	$(BIN)/setflow finetune embedded-sbd $(AS_CONTROL) output=build/embedded-control-2
+	$(BIN)/setflow finetune embedded-sbd-additions $(AS_CONTROL) model=build/embedded-control-2 output=build/embedded-control
+	$(BIN)/python -m setflow.embed build
+
+wheel-test: $(VENV)/.dev  ## Build the wheel, install it elsewhere and run it there.
+	$(BIN)/python -m pytest -q -m slow tests/setflow/test_wheel.py
+
+clean:          ## Remove .venv and what tools leave behind; build/ holds trained models and stays.
+	rm -rf $(VENV) dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'setflow needs Python 3.11 or newer; say make PYTHON=/path/to/python3' >&2; exit 1; }
+	@echo 'setting up $(VENV), once: torch first, then the rest'
+ifeq ($(GPU),yes)
+	@if $(HAS_CUDA_TORCH); then $(PYTHON) -m venv --system-site-packages $(VENV); \
+		else $(PYTHON) -m venv $(VENV) && $(PIP_INSTALL) $(TORCH); fi
+	@grep -v '^torch==' constraints.txt >$(VENV)/constraints.txt
+else
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) $(TORCH)
+	@cp constraints.txt $(VENV)/constraints.txt
+endif
+	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo 'installing what tests and training need, once'
+	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
