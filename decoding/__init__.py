@@ -1,0 +1,37 @@
+"""The engine: rows, slots, one generation loop, reveal rules, and the way into ``model.generate``.
+
+A forward pass is a list of rows; a row sees at most two intervals of keys. A decoder is two functions around that
+forward: ``plan`` says which rows to run, ``absorb`` decides tokens from their logits.
+"""
+
+from decoding.batch import Batch, Sequence
+from decoding.cache import SlotCache
+from decoding.decoder import Decoder
+from decoding.integration import install, uninstall
+from decoding.mask_token import find_mask_token
+from decoding.next_token import NextTokenDecoder
+from decoding.objective import NextTokenObjective
+from decoding.output import DecodeOutput
+from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RowScores, TopK
+from decoding.spec import decoder_from_spec
+from decoding.visibility import Visibility
+
+__all__ = [
+    "Batch",
+    "ConfidenceFactor",
+    "ConfidenceThreshold",
+    "DecodeOutput",
+    "Decoder",
+    "EntropyBound",
+    "NextTokenDecoder",
+    "NextTokenObjective",
+    "RowScores",
+    "Sequence",
+    "SlotCache",
+    "TopK",
+    "Visibility",
+    "decoder_from_spec",
+    "find_mask_token",
+    "install",
+    "uninstall",
+]

@@ -1,0 +1,103 @@
+"""The state of a run: for every sequence the tokens that are final, and what the decoder remembers of it.
+
+No model and no text in here, only token ids.
+"""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from decoding.sampling import TokenLaw
+from decoding.stopping import Stopping
+
+
+@dataclass
+class Sequence:
+    """One text in the making.
+
+    tokens: prompt and every token that is final; committed tokens are never taken back.
+    padding: the ids that stood left of the prompt in the user's batch; seen by logits processors and stopping criteria,
+        as they are in ``generate``, and by nothing else.
+    cached: how many of them have their keys and values in the cache; the rest is *pending* and rides in the next forward.
+    limit: number of tokens at which the sequence ends.
+    forwards: forward passes it took part in, without the prefill.
+    decided_at: for every new token the forward (1, 2, ...) that decided it.
+    logprobs: for every new token its next-token log-probability in nats, where the decoder has it anyway.
+    acceptance_lengths: for every verified draft the number of its tokens that were accepted.
+    state: what the decoder keeps between forwards.
+    """
+
+    index: int
+    tokens: list[int]
+    limit: int
+    generator: torch.Generator
+    padding: list[int] = field(default_factory=list)
+    cached: int = 0
+    forwards: int = 0
+    finished: bool = False
+    prompt_length: int = field(init=False)
+    decided_at: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    acceptance_lengths: list[int] = field(default_factory=list)
+    state: Any = None
+
+    def __post_init__(self):
+        self.prompt_length = len(self.tokens)
+
+    @property
+    def pending(self) -> list[int]:
+        return self.tokens[self.cached :]
+
+    @property
+    def new_tokens(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def room(self) -> int:
+        """How many more tokens may be committed."""
+        return self.limit - len(self.tokens)
+
+    def left_of(self, drafts: SequenceOf[int] = ()) -> tuple[int, list[int]]:
+        """The context of a row behind the tokens and ``drafts``, in the form that TokenLaw.scores asks for."""
+        return self.index, [*self.padding, *self.tokens, *drafts]
+
+
+@dataclass
+class Batch:
+    """The unfinished sequences of a run and what holds for all of them."""
+
+    sequences: list[Sequence]
+    law: TokenLaw
+    stopping: Stopping
+    mask_token_id: int | None = None
+    wants_logprobs: bool = False
+    row_costs: Any = None
+    state: Any = None
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.finished]
+
+    def commit(
+        self,
+        sequence: Sequence,
+        tokens: SequenceOf[int],
+        decided_at: SequenceOf[int] | None = None,
+        logprobs: SequenceOf[float] | None = None,
+    ) -> None:
+        """Make ``tokens`` final, cut at the first stop; the sequence is finished if there was one.
+
+        ``decided_at`` defaults to the forward that is being absorbed.
+        """
+        tokens = list(tokens[: sequence.room])
+        stop = self.stopping.cut(sequence.padding + sequence.tokens, tokens)
+        if stop is not None:
+            tokens = tokens[:stop]
+        count = len(tokens)
+        sequence.tokens.extend(tokens)
+        sequence.decided_at.extend([sequence.forwards] * count if decided_at is None else decided_at[:count])
+        if logprobs is not None:
+            sequence.logprobs.extend(logprobs[:count])
+        sequence.finished = stop is not None or sequence.room == 0

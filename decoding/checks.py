@@ -1,0 +1,35 @@
+"""Checks of values that users type: each raises a ValueError that names the field, the value and what is allowed."""
+
+from collections.abc import Collection
+from typing import Any
+
+
+def check_choice(field: str, value: Any, allowed: Collection) -> None:
+    """Raise unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{field} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_range(
+    field: str,
+    value: Any,
+    low: float,
+    high: float = float("inf"),
+    *,
+    include_low: bool = True,
+    include_high: bool = True,
+) -> None:
+    """Raise unless ``value`` is a number between ``low`` and ``high``; nan is never allowed."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    above = is_number and (value >= low if include_low else value > low)
+    below = is_number and (value <= high if include_high else value < high)
+    if not (above and below):
+        interval = f"{'[' if include_low else '('}{low:g}, {high:g}{']' if include_high else ')'}"
+        raise ValueError(f"{field} must be a number in {interval}, got {value!r}")
+
+
+def check_count(field: str, value: Any, low: int = 1, high: int | None = None) -> None:
+    """Raise unless ``value`` is a whole number from ``low`` to ``high``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{field} must be a whole number {allowed}, got {value!r}")

@@ -1,0 +1,23 @@
+"""The mask token: where a model keeps its id."""
+
+from transformers import PreTrainedModel
+
+from decoding.checks import check_count
+
+
+def find_mask_token(model: PreTrainedModel, override: int | None = None) -> int:
+    """The id of the mask token: ``override``, else ``mask_token_id`` of the model's generation config, else of its config.
+
+    Raises ValueError if there is none or if it has no row in the embedding matrix.
+    """
+    mask_id = override
+    for config in (model.generation_config, model.config):
+        if mask_id is None:
+            mask_id = getattr(config, "mask_token_id", None)
+    if mask_id is None:
+        raise ValueError(
+            "mask_token_id: this model has no mask token; set model.generation_config.mask_token_id to a token that its "
+            "text never uses, or fine-tune it with the set-block objective, which sets it"
+        )
+    check_count("mask_token_id", mask_id, 0, model.get_input_embeddings().num_embeddings - 1)
+    return mask_id

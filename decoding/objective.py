@@ -1,0 +1,27 @@
+"""Next-token prediction on packed rows: the baseline objective, on the same batches as the methods'."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decoding.attention import run_trunk
+from decoding.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.visibility import Visibility
+
+
+@dataclass(frozen=True)
+class NextTokenObjective:
+    """Mean next-token cross-entropy in nats over the wanted tokens.
+
+    Called as ``objective(model, batch) -> (loss, metrics)`` with a batch as in :mod:`decoding.packed`.
+    """
+
+    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = batch["input_ids"]
+        packing = Packing.of(batch["document_ids"])
+        visibility = Visibility.causal(packing.index, packing.start)
+        hidden = run_trunk(model, tokens, packing.position, visibility, num_slots=tokens.shape[1])
+        rows = next_token_targets(packing, target_mask(batch, packing))
+        losses = row_losses(model, hidden[rows], tokens.roll(-1, dims=1)[rows])
+        loss = losses.mean()
+        return loss, {"ntp_loss": loss.detach()}

@@ -1,0 +1,60 @@
+"""What a run returns."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from decoding.batch import Sequence
+
+
+@dataclass
+class DecodeOutput(ModelOutput):
+    """Result of ``generate`` with ``return_dict_in_generate=True``. B sequences, T the most new tokens of any.
+
+    sequences: [B, prompt + T] token ids, the prompt as given, finished rows filled with the pad token.
+    forwards: [B] forward passes up to the first stop, the prefill not counted. The forward that runs the last piece of
+        the prompt already decides tokens and is counted, so next-token decoding has exactly one token per forward.
+    tokens_per_forward: [B] new tokens / forwards.
+    prefill_forwards: forwards that only filled the cache.
+    new_tokens: [B] number of new tokens, without padding.
+    trace: for each sequence, the forward (1, 2, ...) that decided each new token.
+    logprobs: [B, T] exact next-token log-probabilities in nats of the new tokens, at temperature 1 and before any
+        processor; nan behind the end. None unless asked for with ``output_logprobs=True``.
+    acceptance_lengths: for each sequence, how many tokens of each verified draft were accepted; None where nothing drafts.
+    """
+
+    sequences: Tensor | None = None
+    forwards: Tensor | None = None
+    tokens_per_forward: Tensor | None = None
+    prefill_forwards: int | None = None
+    new_tokens: Tensor | None = None
+    trace: tuple[list[int], ...] | None = None
+    logprobs: Tensor | None = None
+    acceptance_lengths: tuple[list[int], ...] | None = None
+
+
+def assemble(prompt: Tensor, sequences: list[Sequence], pad_token_id: int, prefill_forwards: int) -> DecodeOutput:
+    """Put finished sequences, in the user's order, behind the padded prompt [B, P]."""
+    counts = [len(sequence.new_tokens) for sequence in sequences]
+    new = prompt.new_full((len(sequences), max(counts, default=0)), pad_token_id)
+    for row, sequence in zip(new, sequences, strict=True):
+        row[: len(sequence.new_tokens)] = torch.tensor(sequence.new_tokens, dtype=prompt.dtype, device=prompt.device)
+    forwards = torch.tensor([sequence.forwards for sequence in sequences])
+    logprobs = None
+    if any(sequence.logprobs for sequence in sequences):
+        logprobs = torch.full(new.shape, torch.nan)
+        for row, sequence in zip(logprobs, sequences, strict=True):
+            row[: len(sequence.logprobs)] = torch.tensor(sequence.logprobs)
+    drafted = any(sequence.acceptance_lengths for sequence in sequences)
+    return DecodeOutput(
+        sequences=torch.cat([prompt, new], dim=1),
+        forwards=forwards,
+        tokens_per_forward=torch.tensor(counts) / forwards.clamp_min(1),
+        prefill_forwards=prefill_forwards,
+        new_tokens=torch.tensor(counts),
+        trace=tuple(sequence.decided_at for sequence in sequences),
+        logprobs=logprobs,
+        acceptance_lengths=tuple(sequence.acceptance_lengths for sequence in sequences) if drafted else None,
+    )

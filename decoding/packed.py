@@ -1,0 +1,58 @@
+"""Packed training rows: several documents in one row, none seeing another.
+
+A batch is a dictionary of ``input_ids`` [B, L], ``document_ids`` [B, L] (-1 is padding) and optionally ``targets``
+[B, L] bool, True where a token is to be learned (all tokens of a document if absent). Shared by the objectives of
+every method.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the documents of a packed batch lie; all tensors [B, L].
+
+    ``index`` is the place in the row, ``start`` and ``end`` bound the document it belongs to, ``position`` counts from
+    the document's start. A padding token is a document of its own.
+    """
+
+    index: Tensor
+    start: Tensor
+    end: Tensor
+    position: Tensor
+    is_padding: Tensor
+
+    @classmethod
+    def of(cls, document_ids: Tensor) -> "Packing":
+        batch, length = document_ids.shape
+        index = torch.arange(length, device=document_ids.device).expand(batch, length)
+        is_padding = document_ids < 0
+        begins = torch.ones_like(is_padding)
+        begins[:, 1:] = document_ids[:, 1:].ne(document_ids[:, :-1]) | is_padding[:, 1:]
+        start = torch.where(begins, index, 0).cummax(dim=1).values
+        ends = torch.ones_like(is_padding)
+        ends[:, :-1] = begins[:, 1:]
+        end = torch.where(ends, index + 1, length).flip(1).cummin(dim=1).values.flip(1)
+        return cls(index, start, end, index - start, is_padding)
+
+
+def target_mask(batch: dict[str, Tensor], packing: Packing) -> Tensor:
+    """[B, L] bool: the tokens to be learned."""
+    wanted = batch.get("targets")
+    return ~packing.is_padding if wanted is None else wanted.bool() & ~packing.is_padding
+
+
+def next_token_targets(packing: Packing, wanted: Tensor) -> Tensor:
+    """[B, L] bool: rows whose *next* token is wanted and lies in the same document."""
+    has_next = packing.index + 1 < packing.end
+    return has_next & wanted.roll(-1, dims=1)
+
+
+def row_losses(model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropies in nats, float32 [N], of rows ``hidden`` [N, D] against ``labels`` [N]; the head sees only these."""
+    logits = model.get_output_embeddings()(hidden)
+    return cross_entropy(logits.float(), labels, reduction="none")

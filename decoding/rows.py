@@ -1,0 +1,83 @@
+"""What one forward pass computes: for every sequence a list of rows, padded to a rectangle.
+
+Shapes: B sequences, R rows.
+"""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from decoding.visibility import Visibility
+
+
+@dataclass
+class RowList:
+    """The rows of one sequence, in the order in which they will lie in the forward."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    prefix_end: list[int] = field(default_factory=list)
+    own_start: list[int] = field(default_factory=list)
+    own_end: list[int] = field(default_factory=list)
+    is_block: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add_causal(self, tokens: SequenceOf[int], start: int) -> None:
+        """Add text from position ``start`` on; each row sees everything up to itself. Its slots are its positions."""
+        count, end = len(tokens), start + len(tokens)
+        self.tokens.extend(tokens)
+        self.positions.extend(range(start, end))
+        self.slots.extend(range(start, end))
+        self.prefix_end.extend(range(start + 1, end + 1))
+        self.own_start.extend([0] * count)
+        self.own_end.extend([0] * count)
+        self.is_block.extend([0] * count)
+
+    def add_block(self, tokens: SequenceOf[int], position: int, slot: int) -> None:
+        """Add a block from ``position`` on, in slots from ``slot`` on; its rows see all before it and each other."""
+        count = len(tokens)
+        self.tokens.extend(tokens)
+        self.positions.extend(range(position, position + count))
+        self.slots.extend(range(slot, slot + count))
+        self.prefix_end.extend([position] * count)
+        self.own_start.extend([slot] * count)
+        self.own_end.extend([slot + count] * count)
+        self.is_block.extend([1] * count)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A rectangle of rows, ready for the model. Tensors are [B, R]; ``counts`` says how many rows are real."""
+
+    tokens: Tensor
+    positions: Tensor
+    visibility: Visibility
+    is_block: Tensor
+    slots: Tensor | slice
+    num_slots: int
+    counts: tuple[int, ...]
+
+    @classmethod
+    def pack(cls, lists: SequenceOf[RowList], device: torch.device) -> "Rows":
+        """Pad to the longest list. A padding row sees only itself, in a scratch slot behind all others."""
+        counts = tuple(map(len, lists))
+        width = max(counts)
+        num_slots = max(max(rows.slots, default=-1) for rows in lists) + 1
+        if min(counts) < width:
+            scratch, num_slots = num_slots, num_slots + 1
+            for rows in lists:
+                missing = width - len(rows)
+                for column, value in zip(vars(rows).values(), (0, 0, scratch, 0, scratch, scratch + 1, 0), strict=True):
+                    column.extend([value] * missing)
+        columns = torch.tensor([[column for column in vars(rows).values()] for rows in lists]).to(device)
+        tokens, positions, slots, prefix_end, own_start, own_end, is_block = columns.unbind(1)
+        visibility = Visibility(torch.zeros_like(slots), prefix_end, own_start, own_end, anchor=positions)
+        first = lists[0].slots[0]
+        if len(lists) == 1 and lists[0].slots == list(range(first, first + width)):
+            slots = slice(first, first + width)  # a view is written faster than an index
+        return cls(tokens, positions, visibility, is_block.bool(), slots, num_slots, counts)

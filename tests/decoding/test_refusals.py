@@ -1,0 +1,184 @@
+"""What cannot be honoured is refused by name, before the model is run, and leaves the model as it was."""
+
+import warnings
+
+import pytest
+import torch
+from transformers import DynamicCache, LogitsProcessorList
+from transformers.generation import logits_process as processors
+
+from decoding import NextTokenDecoder, SlotCache
+from decoding.model import EngineModel
+from sbd import SetBlockDecoder
+
+NTP, SBD = NextTokenDecoder(), SetBlockDecoder(block_size=4)
+DECODERS = pytest.mark.parametrize("decoder", [NTP, SBD], ids=["ntp", "sbd"])
+
+
+@pytest.fixture
+def refused(monkeypatch, unchanged):
+    """``refused(model, message, **arguments)``: generate raises ValueError, runs no forward, changes nothing."""
+
+    def check(model, message: str, **arguments):
+        forwards = []
+        with unchanged(model):
+            with monkeypatch.context() as patch, pytest.raises(ValueError, match=message):
+                patch.setattr(EngineModel, "forward", lambda *_: forwards.append(1) or pytest.fail("the model was run"))
+                model.generate(**arguments)
+        assert not forwards
+
+    return check
+
+
+REQUESTS = {
+    "num_beams": ({"num_beams": 2}, "num_beams=2"),
+    "output_scores": ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True"),
+    "output_logits": ({"output_logits": True, "return_dict_in_generate": True}, "output_logits=True"),
+    "output_attentions": ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True"),
+    "output_hidden_states": (
+        {"output_hidden_states": True, "return_dict_in_generate": True},
+        "output_hidden_states=True",
+    ),
+    "prompt_lookup_num_tokens": ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
+    "guidance_scale": ({"guidance_scale": 1.5}, "guidance_scale=1.5"),
+    "penalty_alpha": ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
+    "dola_layers": ({"dola_layers": "low"}, "dola_layers='low'"),
+    "synced_gpus": ({"synced_gpus": True}, "synced_gpus=True"),
+    "temprature": ({"temprature": 0.5}, "temprature"),
+}
+
+
+@DECODERS
+@pytest.mark.parametrize("name", REQUESTS)
+def test_settings_that_no_decoder_honours(shared_model, prompts, refused, decoder, name):
+    arguments, message = REQUESTS[name]
+    refused(shared_model("llama"), message, **prompts(5), max_new_tokens=4, custom_generate=decoder, **arguments)
+
+
+@DECODERS
+def test_an_assistant_model(shared_model, prompts, refused, decoder):
+    model, assistant = shared_model("llama"), shared_model("llama-tied")
+    arguments = {"assistant_model": assistant, "max_new_tokens": 4}
+    refused(model, "assistant_model", **prompts(5), custom_generate=decoder, **arguments)
+
+
+@DECODERS
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_empty_prompt(shared_model, prompts, refused, decoder, batch):
+    model = shared_model("llama")
+    inputs = prompts(*[5] * batch)
+    inputs["attention_mask"][-1] = 0
+    message = f"prompt {batch - 1} is empty"
+    refused(model, message, **inputs, max_new_tokens=4, custom_generate=decoder)
+
+
+@DECODERS
+def test_no_token_at_all(shared_model, refused, decoder):
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    refused(shared_model("llama"), "empty", input_ids=nothing, max_new_tokens=4, custom_generate=decoder)
+
+
+@DECODERS
+@pytest.mark.parametrize("length", [256, 300])
+def test_a_prompt_that_fills_the_context(shared_model, prompts, refused, decoder, length):
+    message = rf"prompt 1 has {length} tokens.*\(max_position_embeddings\) is 256"
+    refused(shared_model("llama"), message, **prompts(5, length), max_new_tokens=4, custom_generate=decoder)
+
+
+@DECODERS
+def test_embeddings_instead_of_tokens(shared_model, refused, decoder):
+    model = shared_model("llama")
+    embeddings = model.get_input_embeddings()(torch.arange(5)[None])
+    refused(model, "inputs_embeds", inputs_embeds=embeddings, max_new_tokens=4, custom_generate=decoder)
+
+
+@DECODERS
+def test_a_foreign_cache_with_content(shared_model, prompts, refused, decoder):
+    model, inputs = shared_model("llama"), prompts(8)
+    cache = DynamicCache(config=model.config)
+    model(inputs["input_ids"][:, :5], past_key_values=cache, use_cache=True)
+    arguments = {"past_key_values": cache, "max_new_tokens": 4, "custom_generate": decoder}
+    refused(model, "past_key_values holds tokens but is no SlotCache", **inputs, **arguments)
+    assert cache.get_seq_length() == 5
+
+
+@DECODERS
+def test_a_slot_cache_for_a_batch(shared_model, prompts, refused, decoder):
+    model = shared_model("llama")
+    for size, batch in ((1, 2), (2, 1)):
+        arguments = {"past_key_values": SlotCache(2, size), "max_new_tokens": 4, "custom_generate": decoder}
+        refused(model, "past_key_values: a SlotCache", **prompts(*[5] * batch), **arguments)
+
+
+@DECODERS
+def test_a_streamer_for_a_batch(shared_model, prompts, decoder, recording_streamer):
+    arguments = {"max_new_tokens": 4, "custom_generate": decoder, "streamer": recording_streamer}
+    with pytest.raises(ValueError, match="streamer works with one sequence at a time, got a batch of 2"):
+        shared_model("llama").generate(**prompts(5, 6), **arguments)
+    assert recording_streamer.texts("end") == []
+
+
+def test_logprobs_of_a_decoder_that_has_none(shared_model, prompts, refused):
+    arguments = {"output_logprobs": True, "max_new_tokens": 4, "custom_generate": SBD}
+    refused(shared_model("llama"), "SetBlockDecoder.*output_logprobs=True", **prompts(5), **arguments)
+
+
+BLIND = {
+    "no_repeat_ngram_size": ({"no_repeat_ngram_size": 2}, "NoRepeatNGramLogitsProcessor"),
+    "bad_words_ids": ({"bad_words_ids": [[3, 4]]}, "NoBadWordsLogitsProcessor"),
+    "prefix_allowed_tokens_fn": ({"prefix_allowed_tokens_fn": lambda b, ids: [3]}, "PrefixConstrainedLogitsProcessor"),
+    "logits_processor": (
+        {"logits_processor": LogitsProcessorList([processors.SuppressTokensAtBeginLogitsProcessor([3], 5)])},
+        "SuppressTokensAtBeginLogitsProcessor",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_processors_that_need_a_left_context_without_holes(shared_model, prompts, refused, name):
+    arguments, message = BLIND[name]
+    message = f"SetBlockDecoder cannot honour {message}.*SelfSpeculativeDecoder and NextTokenDecoder can"
+    refused(shared_model("llama"), message, **prompts(5), max_new_tokens=4, custom_generate=SBD, **arguments)
+
+
+@pytest.mark.parametrize("value", [97, -1, "<mask>"])
+def test_a_mask_token_outside_the_vocabulary(fresh_model, prompts, refused, value):
+    model = fresh_model("llama")
+    message = f"mask_token_id must be a whole number from 0 to 96, got {value!r}"
+    decoder = SetBlockDecoder(mask_token_id=value)
+    refused(model, message, **prompts(5), max_new_tokens=4, custom_generate=decoder)
+    model.generation_config.mask_token_id = value
+    refused(model, message, **prompts(5), max_new_tokens=4, custom_generate=SBD)
+
+
+def test_no_mask_token(fresh_model, prompts, refused):
+    model = fresh_model("llama")
+    del model.generation_config.mask_token_id
+    refused(model, "mask_token_id: this model has no mask token", **prompts(5), max_new_tokens=4, custom_generate=SBD)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "4", True])
+def test_impossible_block_sizes(size):
+    with pytest.raises(ValueError, match=f"block_size must be a whole number of at least 1, got {size!r}"):
+        SetBlockDecoder(block_size=size)
+
+
+@pytest.mark.parametrize("size", [5, 17])
+def test_an_untrained_block_size_warns(fresh_model, prompts, size):
+    model = fresh_model("llama")
+    model.generation_config.trained_block_sizes = [2, 4, 16]
+    message = f"block_size={size}: this model was trained with block sizes 2 to 16"
+    with pytest.warns(UserWarning, match=message):
+        model.generate(**prompts(5), max_new_tokens=3, custom_generate=SetBlockDecoder(block_size=size))
+
+
+@pytest.mark.parametrize(("trained", "size"), [([2, 4, 16], 4), ([2, 4, 16], 1), (None, 5)])
+def test_a_trained_block_size_does_not_warn(fresh_model, prompts, trained, size):
+    model = fresh_model("llama")
+    if trained:
+        model.generation_config.trained_block_sizes = trained
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        output = model.generate(**prompts(5), max_new_tokens=3, custom_generate=SetBlockDecoder(block_size=size))
+    assert output.shape == (1, 8)
+    assert not [w for w in caught if "block_size" in str(w.message)]
