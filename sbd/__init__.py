@@ -1,0 +1,20 @@
+"""Set Block Decoding (arXiv 2509.04185): an objective to train with and decoders to generate with.
+
+decoder = SetBlockDecoder(block_size=16, rule=EntropyBound(0.1))
+model.generate(**inputs, max_new_tokens=256, custom_generate=decoder)
+"""
+
+from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, TopK
+from sbd.decoder import SetBlockDecoder
+from sbd.objective import SetBlockObjective
+from sbd.speculative import SelfSpeculativeDecoder
+
+__all__ = [
+    "ConfidenceFactor",
+    "ConfidenceThreshold",
+    "EntropyBound",
+    "SelfSpeculativeDecoder",
+    "SetBlockDecoder",
+    "SetBlockObjective",
+    "TopK",
+]

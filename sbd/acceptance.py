@@ -1,0 +1,45 @@
+"""Running estimates of how far drafts are accepted, for choosing which acceptance lengths to provide for."""
+
+from collections.abc import Sequence
+
+BINS = 8  # of the draft's largest probability
+PRIOR = 2.0  # weight, in observations, of the guess that a draft is accepted with its own largest probability
+
+
+class AcceptanceTable:
+    """P(draft j is accepted | all before it were), by offset and by the largest probability of its law.
+
+    Starts from the guess that the model is calibrated: acceptance equals the largest probability.
+    """
+
+    def __init__(self, max_drafts: int):
+        self.accepted = [[0.0] * BINS for _ in range(max_drafts)]
+        self.tried = [[0.0] * BINS for _ in range(max_drafts)]
+
+    def record(self, confidences: Sequence[float], accepted: int) -> None:
+        """Count one verified draft: its first ``accepted`` tokens were accepted, the next one, if any, was not."""
+        for offset, confidence in enumerate(confidences[: accepted + 1]):
+            place = _bin(confidence)
+            self.tried[offset][place] += 1
+            self.accepted[offset][place] += offset < accepted
+
+    def rates(self, confidences: Sequence[float]) -> list[float]:
+        """Estimated acceptance of each draft, given the ones before it."""
+        estimates = []
+        for offset, confidence in enumerate(confidences):
+            place = _bin(confidence)
+            tried, accepted = self.tried[offset][place], self.accepted[offset][place]
+            estimates.append((accepted + PRIOR * confidence) / (tried + PRIOR))
+        return estimates
+
+    def lengths(self, confidences: Sequence[float]) -> list[float]:
+        """P(acceptance length = a) for a = 0 .. number of drafts."""
+        reached, law = 1.0, []
+        for rate in self.rates(confidences):
+            law.append(reached * (1 - rate))
+            reached *= rate
+        return [*law, reached]
+
+
+def _bin(confidence: float) -> int:
+    return min(BINS - 1, int(confidence * BINS))

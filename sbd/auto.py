@@ -1,0 +1,127 @@
+"""look_ahead="auto": the rows that pay best on this machine, down to none where drafting does not pay.
+
+Each sequence is in one of two states: it holds a draft or it does not. With t(R) the seconds of a forward of R rows, k
+the block size, M drafts, E[a] their expected accepted number and h the chance that the acceptance length is provided
+for, a policy that drafts earns tokens at the rate
+
+    (E[a] + 2 - h) / (t(1 + M + |S| k) + (1 - h) t(1 + k))
+
+against 1 / t(1) for plain next-token rows. The best rate seen prices time; each forward then takes the number of
+drafts and look-ahead blocks with the largest expected gain at that price.
+"""
+
+import time
+from dataclasses import dataclass
+
+from decoding.batch import Sequence
+from decoding.costs import RowCosts
+from sbd.planner import Draft, Planner, likeliest
+
+MARGIN = 1.05  # drafting must promise this much more than plain decoding
+FIRST_PAUSE, LONGEST_PAUSE = 16, 256  # plain tokens between two trials once drafting does not pay
+MEMORY = 0.9  # weight of the past in running means
+UNTRIED = 1.0  # tokens that a mask draft is worth before any was seen, so that lookup does not keep masks from a trial
+
+
+@dataclass
+class Prospects:
+    """Running means for one sequence: tokens accepted from a draft, and the share of lengths that s blocks cover."""
+
+    accepted: float
+    covered: list[float]
+    pause: int = FIRST_PAUSE
+    plain_left: int = 0
+
+
+class AutoPlanner(Planner):
+    """A Planner that weighs expected tokens against measured seconds."""
+
+    def __init__(self, block_size: int, has_masks: bool, costs: RowCosts):
+        super().__init__(block_size, "auto", has_masks)
+        self.costs = costs
+        self.prospects: dict[int, Prospects] = {}
+        self.overhead = 0.0  # seconds that deciding costs beyond what the cost curve holds, running mean
+        self._planned: tuple[float, int] | None = None
+
+    def choose(self, sequence: Sequence, draft: Draft) -> tuple[int, tuple[int, ...]]:
+        self._learn_overhead()
+        drafts, provided = self._choose(sequence, draft)
+        rows = 1 + drafts + len(provided) * self.block_size
+        if len(sequence.pending) == 1 and rows > 1:
+            self._planned = (time.perf_counter(), rows)
+        return drafts, provided
+
+    def _choose(self, sequence: Sequence, draft: Draft) -> tuple[int, tuple[int, ...]]:
+        drafts = min(len(draft.tokens), sequence.room - 1)
+        if drafts <= 0:
+            return 0, (0,) if self.has_masks and self._worth_drafting(sequence) else ()
+        law = self.tables[draft.kind].lengths(draft.confidences[:drafts])
+        rate, value = self._price(sequence, draft.kind, law)
+        best = (-float("inf"), 0, 0)
+        for count in range(1, drafts + 1):
+            shorter = [*law[:count], sum(law[count:])]
+            accepted = sum(a * p for a, p in enumerate(shorter))
+            for blocks in range(count + 2 if self.has_masks else 1):
+                covered = sum(shorter[a] for a in likeliest(shorter, blocks))
+                seconds = self._seconds(1 + count + blocks * self.block_size)
+                best = max(best, (accepted + covered * value - rate * seconds, count, blocks))
+        gain, count, blocks = best
+        if gain < -rate * self.costs(1):  # worse than one plain row
+            return 0, ()
+        shorter = [*law[:count], sum(law[count:])]
+        return count, likeliest(shorter, blocks)
+
+    def _price(self, sequence: Sequence, kind: str, law: list[float]) -> tuple[float, float]:
+        """Tokens per second of the best policy, and what holding a mask draft is worth in tokens."""
+        known, plain = self.prospects.get(sequence.index), 1 / self.costs(1)
+        if kind == "mask":
+            known = self._remember(sequence, law)
+        elif known is None:
+            return plain, UNTRIED
+        drafting = self._rate(known)
+        if not self.has_masks or drafting < MARGIN * plain:
+            return plain, 0.0
+        known.pause = FIRST_PAUSE
+        return drafting, max(0.0, drafting * self._seconds(1 + self.block_size) - 1)
+
+    def _remember(self, sequence: Sequence, law: list[float]) -> Prospects:
+        """Take the acceptance law of a mask draft into the running means."""
+        ranked = sorted(law, reverse=True)
+        covered = [sum(ranked[:s]) for s in range(len(ranked) + 1)]
+        accepted = sum(a * p for a, p in enumerate(law))
+        known = self.prospects.setdefault(sequence.index, Prospects(accepted, covered))
+        if len(known.covered) == len(covered):  # a draft cut short by the token limit teaches nothing
+            known.accepted = MEMORY * known.accepted + (1 - MEMORY) * accepted
+            known.covered = [MEMORY * old + (1 - MEMORY) * new for old, new in zip(known.covered, covered, strict=True)]
+        return known
+
+    def _rate(self, known: Prospects) -> float:
+        """Tokens per second of the best policy that drafts with masks."""
+        size, drafts = self.block_size, self.block_size - 1
+        draft_seconds = self._seconds(1 + size)
+        return max(
+            (known.accepted + 2 - h) / (self._seconds(1 + drafts + s * size) + (1 - h) * draft_seconds)
+            for s, h in enumerate(known.covered)
+        )
+
+    def _worth_drafting(self, sequence: Sequence) -> bool:
+        """Whether to spend a block of masks where there is no draft: yes if it pays, else now and then to see."""
+        known = self.prospects.get(sequence.index)
+        if known is None or self._rate(known) >= MARGIN / self.costs(1):
+            return True
+        if known.plain_left == 0:
+            known.plain_left, known.pause = known.pause, min(LONGEST_PAUSE, 2 * known.pause)
+        known.plain_left -= 1
+        return known.plain_left == 0
+
+    def _seconds(self, rows: int) -> float:
+        return self.costs(rows) + self.overhead
+
+    def _learn_overhead(self) -> None:
+        if self._planned is not None:
+            started, rows = self._planned
+            extra = max(0.0, time.perf_counter() - started - self.costs(rows))
+            # One slow moment of the machine must not look like the price of drafting.
+            extra = min(extra, 2 * self.overhead + 0.5 * self.costs(1))
+            self.overhead = MEMORY * self.overhead + (1 - MEMORY) * extra
+            self._planned = None

@@ -1,0 +1,167 @@
+"""Set Block Decoding: fill a block of masks in a few forwards, several tokens at a time.
+
+Source: arXiv 2509.04185, algorithms 2 and 3. The finished block runs causally together with the first forward of the
+next block, so the key/value cache is exact and the commit costs rows, not a forward. Plain SBD is lossy: tokens
+revealed together are drawn independently.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from decoding.batch import Batch, Sequence
+from decoding.checks import check_choice, check_count
+from decoding.decoder import Decoder
+from decoding.model import RowLogits
+from decoding.rows import RowList
+from decoding.rules import EntropyBound, RowScores, Rule
+from decoding.sampling import TokenLaw
+
+
+@dataclass
+class OpenBlock:
+    """A partly decided block that begins at token ``start``; all lists have block_size entries.
+
+    ``masked`` says what is undecided; ids are never compared with the mask token's. ``decided_at`` is the forward that
+    decided each token, 0 while it is masked.
+    """
+
+    start: int
+    tokens: list[int]
+    masked: list[bool]
+    decided_at: list[int]
+
+    @classmethod
+    def at(cls, start: int, size: int, mask_token_id: int) -> "OpenBlock":
+        return cls(start, [mask_token_id] * size, [True] * size, [0] * size)
+
+    @property
+    def decided_prefix(self) -> int:
+        """How many tokens from the start of the block are decided without a gap."""
+        return self.masked.index(True) if True in self.masked else len(self.masked)
+
+
+@dataclass(frozen=True)
+class SetBlockDecoder(Decoder):
+    """Decode blocks of ``block_size`` masks; ``rule`` decides what each forward reveals.
+
+    anchor: the forward that opens a block also commits the token before it, whose row gives the exact next-token law
+        of the block's first position. With True that token is chosen from this law and revealed first, free of charge.
+    entropy_from: when sampling, measure the rule's scores on the law that is "sampled", after temperature and cuts, or
+        on the "raw" one. Greedy decoding always uses the raw one.
+    mask_token_id: by default the one that the model's generation config names.
+
+    Source: arXiv 2509.04185, algorithms 2 and 3; defaults of its section 4 for reasoning tasks.
+    """
+
+    block_size: int = 16
+    rule: Rule = field(default_factory=EntropyBound)
+    anchor: bool = False
+    entropy_from: Literal["sampled", "raw"] = "sampled"
+    mask_token_id: int | None = None
+
+    needs_mask_token = True
+
+    def __post_init__(self):
+        check_count("block_size", self.block_size)
+        check_choice("anchor", self.anchor, (True, False))
+        check_choice("entropy_from", self.entropy_from, ("sampled", "raw"))
+        if not isinstance(self.rule, Rule):
+            raise ValueError(
+                f"rule must be EntropyBound, ConfidenceThreshold, ConfidenceFactor or TopK, got {self.rule!r}"
+            )
+
+    def check(self, model, law: TokenLaw) -> None:
+        law.check_holes(type(self).__name__)
+        warn_untrained_size(model, self.block_size)
+
+    def plan(self, batch: Batch) -> list[RowList]:
+        lists = []
+        for sequence in batch.unfinished:
+            if sequence.state is None:
+                sequence.state = OpenBlock.at(len(sequence.tokens), self.block_size, batch.mask_token_id)
+            block, rows = sequence.state, RowList()
+            if sequence.cached < block.start:
+                rows.add_causal(sequence.tokens[sequence.cached : block.start], sequence.cached)
+            rows.add_block(block.tokens, block.start, block.start)
+            lists.append(rows)
+        return lists
+
+    def absorb(self, batch: Batch, logits: RowLogits) -> None:
+        sequences = batch.unfinished
+        masked = torch.tensor([sequence.state.masked for sequence in sequences])
+        places, offsets = masked.nonzero(as_tuple=True)
+        committed = [sequence.state.start - sequence.cached for sequence in sequences]
+        opened = masked.all(1) & torch.tensor([count > 0 for count in committed])
+        anchored = torch.zeros_like(masked)
+        anchored[:, 0] = opened & self.anchor
+        # The row that decides a token: its own, or for an anchored one the causal row before the block.
+        rows = torch.tensor(committed)[places] + offsets - anchored[places, offsets].int()
+        scores, tokens = self._decide(batch, logits, places.tolist(), offsets.tolist(), rows.tolist())
+
+        device = tokens.device
+        reveal = self.rule(_spread(scores, masked.to(device)), masked.to(device), anchored.to(device)).cpu()
+        tokens = torch.zeros_like(masked, dtype=torch.long).masked_scatter(masked, tokens.cpu())
+        for sequence, chosen, token in zip(sequences, reveal.tolist(), tokens.tolist(), strict=True):
+            block: OpenBlock = sequence.state
+            sequence.cached = block.start
+            for offset in range(self.block_size):
+                if chosen[offset]:
+                    block.tokens[offset] = token[offset]
+                    block.masked[offset] = False
+                    block.decided_at[offset] = sequence.forwards
+            self._commit_prefix(batch, sequence)
+
+    def preview(self, batch: Batch) -> list[int] | None:
+        sequence = batch.sequences[0]
+        return sequence.state.tokens[len(sequence.tokens) - sequence.state.start :] if sequence.state else None
+
+    def _decide(self, batch: Batch, logits: RowLogits, places, offsets, rows) -> tuple[RowScores, Tensor]:
+        """Scores and tokens, [N], of the masked rows."""
+        law, sequences = batch.law, batch.unfinished
+        raw = logits(places, rows)
+
+        def left_of(i: int) -> tuple[int, list[int]]:
+            sequence, block = sequences[places[i]], sequences[places[i]].state
+            return sequence.left_of(block.tokens[len(sequence.tokens) - block.start : offsets[i]])
+
+        if law.do_sample and self.entropy_from == "raw":
+            raw[:, law.forbidden] = -torch.inf
+            scores = RowScores.of(raw)
+            processed = law.scores(raw, left_of)
+        else:
+            processed = law.scores(raw, left_of)
+            scores = RowScores.of(processed)
+        return scores, law.choose(processed, [sequences[place].generator for place in places])
+
+    def _commit_prefix(self, batch: Batch, sequence: Sequence) -> None:
+        """Make the gapless prefix of the block final; forget the block when it is full."""
+        block: OpenBlock = sequence.state
+        done, prefix = len(sequence.tokens) - block.start, block.decided_prefix
+        if prefix > done:
+            batch.commit(sequence, block.tokens[done:prefix], block.decided_at[done:prefix])
+        if prefix == self.block_size:
+            sequence.state = None
+
+
+def warn_untrained_size(model, block_size: int) -> None:
+    """Warn if the model names the block sizes it was trained with and this one is not among them."""
+    trained = getattr(model.generation_config, "trained_block_sizes", None)
+    if trained and block_size > 1 and block_size not in trained:
+        warnings.warn(
+            f"block_size={block_size}: this model was trained with block sizes {min(trained)} to {max(trained)}; "
+            f"expect worse text",
+            stacklevel=2,
+        )
+
+
+def _spread(scores: RowScores, masked: Tensor) -> RowScores:
+    """Scores [N] of the masked rows, put in their places [B, Q]; other rows get zeros, which no rule looks at."""
+
+    def place(values: Tensor) -> Tensor:
+        return torch.zeros(masked.shape, device=masked.device).masked_scatter(masked, values)
+
+    return RowScores(place(scores.entropy), place(scores.confidence), place(scores.margin))

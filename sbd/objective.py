@@ -1,0 +1,153 @@
+"""The Set Block Decoding objective: next-token prediction plus masked prediction inside blocks.
+
+Source: arXiv 2509.04185, equation 14 and figures 7 and 9. One forward runs a clean causal copy of the text and a masked
+copy whose rows see the clean tokens before their block and the whole of their own masked block.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from decoding.attention import run_trunk
+from decoding.checks import check_choice, check_range
+from decoding.mask_token import find_mask_token
+from decoding.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.visibility import Visibility
+
+
+@dataclass(frozen=True)
+class SetBlockObjective:
+    """Loss in nats: next-token cross-entropy of the clean rows plus cross-entropy of the masked tokens of the blocks.
+
+    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.packed`. The loss is the sum of
+    both parts divided by the number of all labels (equation 14; no weight for the masking rate).
+
+    block_sizes: one is drawn for each call; must hold every size used for decoding. The paper draws 2..16.
+    eta_scope: the masking rate is uniform on (0, 1), one draw per "sequence" (paper) or per "block".
+    all_mask_share: share of blocks that are masked whole, the state in which drafting starts.
+    mask_ramp: r in [0, 1): a token at offset j of a block of k is masked if U < eta^(1 - r j / (k - 1)), so later tokens
+        are masked more often, as they are while decoding.
+    phase: where the grid of blocks starts: "document" (paper), "random" offset, or "response": anew at each change
+        between prompt and target tokens, because decoding opens a block right after the prompt.
+    complement: add a second masked copy with the other tokens masked, so that each token is a target once (3 L rows).
+    ntp_weight, matp_weight: weights of the two parts (1, 1).
+    distill: weight of KL(p || q) from the model's own next-token law p (detached) to the masked law q of the same
+        token, which aims at the acceptance of drafts, 1 - TV(p, q).
+    """
+
+    block_sizes: tuple[int, ...] = tuple(range(2, 17))
+    eta_scope: Literal["sequence", "block"] = "sequence"
+    all_mask_share: float = 0.0
+    mask_ramp: float = 0.0
+    phase: Literal["document", "random", "response"] = "document"
+    complement: bool = False
+    ntp_weight: float = 1.0
+    matp_weight: float = 1.0
+    distill: float = 0.0
+    mask_token_id: int | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "block_sizes", tuple(self.block_sizes))
+        if not self.block_sizes or min(self.block_sizes) < 1:
+            raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {self.block_sizes}")
+        check_choice("eta_scope", self.eta_scope, ("sequence", "block"))
+        check_choice("phase", self.phase, ("document", "random", "response"))
+        check_range("all_mask_share", self.all_mask_share, 0, 1)
+        check_range("mask_ramp", self.mask_ramp, 0, 1, include_high=False)
+        for name in ("ntp_weight", "matp_weight", "distill"):
+            check_range(name, getattr(self, name), 0)
+
+    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = batch["input_ids"]
+        packing = Packing.of(batch["document_ids"])
+        wanted = target_mask(batch, packing)
+        blocks = BlockGrid.of(packing, wanted, self._draw_block_size(), self.phase)
+        masked = self.draw_masks(blocks) & wanted
+        copies = [masked, ~masked & wanted] if self.complement else [masked]
+
+        mask_id = find_mask_token(model, self.mask_token_id)
+        rows = torch.cat([tokens, *(tokens.masked_fill(mask, mask_id) for mask in copies)], dim=1)
+        positions = packing.position.repeat(1, 1 + len(copies))
+        hidden = run_trunk(model, rows, positions, set_block_visibility(packing, blocks, len(copies)), rows.shape[1])
+        clean, *noisy = hidden.split(tokens.shape[1], dim=1)
+
+        next_rows = next_token_targets(packing, wanted)
+        ntp = row_losses(model, clean[next_rows], tokens.roll(-1, dims=1)[next_rows])
+        block_rows = torch.cat([half[mask] for half, mask in zip(noisy, copies, strict=True)])
+        matp = row_losses(model, block_rows, torch.cat([tokens[mask] for mask in copies]))
+        count = max(1, ntp.numel() + matp.numel())
+        loss = (self.ntp_weight * ntp.sum() + self.matp_weight * matp.sum()) / count
+        metrics = {"ntp_loss": ntp.detach().mean(), "matp_loss": matp.detach().mean()}
+        if self.distill:
+            divergence = self._divergence(model, clean, noisy, copies, packing)
+            loss = loss + self.distill * divergence.sum() / count
+            metrics["distill_kl"] = divergence.detach().mean()
+        return loss, metrics
+
+    def _draw_block_size(self) -> int:
+        return self.block_sizes[int(torch.randint(len(self.block_sizes), ()))]
+
+    def draw_masks(self, blocks: "BlockGrid") -> Tensor:
+        """[B, L] bool: which tokens of the masked copy are replaced by the mask token."""
+        shape, device = blocks.start.shape, blocks.start.device
+        per_block = torch.rand(shape, device=device).gather(1, blocks.start)
+        eta = per_block if self.eta_scope == "block" else torch.rand((shape[0], 1), device=device).expand(shape)
+        offset = torch.arange(shape[1], device=device) - blocks.start
+        rate = eta ** (1 - self.mask_ramp * offset / max(1, blocks.size - 1))
+        whole = torch.rand(shape, device=device).gather(1, blocks.start) < self.all_mask_share
+        return whole | (torch.rand(shape, device=device) < rate)
+
+    def _divergence(self, model, clean, noisy, copies, packing: Packing) -> Tensor:
+        """KL(p_i || q_i) in nats for the masked tokens i that have a predecessor in their document."""
+        has_past = packing.position > 0
+        head = model.get_output_embeddings()
+        parts = []
+        for half, mask in zip(noisy, copies, strict=True):
+            rows = mask & has_past
+            with torch.no_grad():
+                teacher = head(clean.roll(1, dims=1)[rows]).float().log_softmax(-1)
+            student = head(half[rows]).float().log_softmax(-1)
+            parts.append(kl_div(student, teacher, log_target=True, reduction="none").sum(-1))
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """The block [start, end) of every token of a packed row, both [B, L]; no block crosses a document."""
+
+    size: int
+    start: Tensor
+    end: Tensor
+
+    @classmethod
+    def of(cls, packing: Packing, wanted: Tensor, size: int, phase: str = "document") -> "BlockGrid":
+        segment_start, segment_end = packing.start, packing.end
+        if phase == "response":
+            # A segment is a run of equal `wanted` inside a document: give each run an id and bound it like a document.
+            run = (wanted.long().diff(dim=1, prepend=wanted[:, :1].long()) != 0).cumsum(1)
+            runs = Packing.of(torch.where(packing.is_padding, -1, packing.start * (run.max() + 1) + run))
+            segment_start, segment_end = runs.start, runs.end
+        # A shifted grid has a first block of `shift` tokens; counting from shift - size lets one formula serve both.
+        shift = int(torch.randint(size, ())) if phase == "random" else 0
+        origin = segment_start + shift - (size if shift else 0)
+        start = origin + (packing.index - origin).div(size, rounding_mode="floor") * size
+        return cls(size, torch.maximum(start, segment_start), torch.minimum(start + size, segment_end))
+
+
+def set_block_visibility(packing: Packing, blocks: BlockGrid, copies: int = 1) -> Visibility:
+    """Rows of [clean copy | masked copies] of L tokens each (figure 7 of the paper, written as two intervals)."""
+    length = packing.index.shape[1]
+    nothing = torch.zeros_like(packing.index)
+    # Padding sees itself alone, in every copy.
+    prefix_end = torch.where(packing.is_padding, packing.start, blocks.start)
+    offsets = [length * (1 + copy) for copy in range(copies)]
+    return Visibility(
+        prefix_start=packing.start.repeat(1, 1 + copies),
+        prefix_end=torch.cat([packing.index + 1, *([prefix_end] * copies)], dim=1),
+        own_start=torch.cat([nothing, *(blocks.start + offset for offset in offsets)], dim=1),
+        own_end=torch.cat([nothing, *(blocks.end + offset for offset in offsets)], dim=1),
+        anchor=packing.index.repeat(1, 1 + copies),
+    )

@@ -1,0 +1,111 @@
+"""Choosing drafts and look-ahead blocks: running estimates, prompt lookup, and the cost of rows."""
+
+import pytest
+import torch
+
+from decoding.batch import Sequence
+from decoding.costs import RowCosts, measure_row_costs
+from decoding.model import EngineModel
+from sbd.acceptance import AcceptanceTable
+from sbd.auto import AutoPlanner
+from sbd.lookup import PromptLookup
+from sbd.planner import Draft, Planner, likeliest
+
+
+def test_acceptance_starts_from_confidence_and_learns():
+    table = AcceptanceTable(3)
+    assert table.rates([0.9, 0.5]) == pytest.approx([0.9, 0.5])
+    for _ in range(100):
+        table.record([0.9, 0.5], 1)  # the first is always accepted, the second never
+    first, second = table.rates([0.9, 0.5])
+    assert first > 0.97 and second < 0.03
+
+
+def test_lengths_are_a_law():
+    law = AcceptanceTable(3).lengths([0.9, 0.5, 0.2])
+    assert law == pytest.approx([0.1, 0.45, 0.36, 0.09])
+
+
+def test_record_ignores_drafts_behind_the_first_rejected():
+    table = AcceptanceTable(3)
+    table.record([0.5, 0.5, 0.5], 0)
+    assert [sum(counts) for counts in table.tried] == [1, 0, 0]
+
+
+def test_lookup_finds_the_longest_and_latest_run():
+    lookup = PromptLookup(longest=3)
+    assert lookup.draft([1, 2, 3, 9, 1, 2, 3], 2) == ([9, 1], 3)
+    text = [1, 2, 7, 8, 2, 5, 1, 2]
+    assert PromptLookup().draft(text, 2) == ([7, 8], 2), "the run (1, 2) beats the later but shorter run (2)"
+    assert PromptLookup().draft([1, 2, 3, 4], 3) == ([], 0)
+
+
+def test_lookup_indexes_text_as_it_grows():
+    lookup, text = PromptLookup(), []
+    for token in [4, 5, 6, 4, 5]:
+        text.append(token)
+        found = lookup.draft(text, 2)
+    assert found == ([6, 4], 2)
+
+
+def test_likeliest_lengths():
+    assert likeliest([0.2, 0.1, 0.4, 0.3], 2) == (2, 3)
+    assert likeliest([0.2, 0.1, 0.4, 0.3], 0) == ()
+
+
+def test_costs_interpolate_and_never_fall():
+    costs = RowCosts([1, 8, 16], [2.0, 1.5, 3.0])
+    assert costs(1) == 1.5 and costs(8) == 1.5 and costs(12) == 2.25 and costs(32) == 6.0
+
+
+def test_costs_are_measured_once_for_each_batch_size(shared_model):
+    engine = EngineModel(shared_model("llama"), 1)
+    first = measure_row_costs(engine, 1, 20)
+    assert measure_row_costs(engine, 1, 20) is first
+    assert measure_row_costs(engine, 2, 20) is not first
+    assert 0 < first(1) <= first(20)
+
+
+def test_the_draft_that_promises_more_is_taken():
+    planner = Planner(8, "all", has_masks=True)
+    sure, unsure = Draft([5] * 7, [0.9] * 7), Draft([5] * 7, [0.3] * 7)
+    assert planner.expected(sure) > planner.expected(unsure) > planner.expected(Draft()) == 0.0
+    found = Draft([6] * 7, [0.5] * 7, kind="lookup")
+    assert planner.expected(sure) > planner.expected(found) > planner.expected(unsure)
+
+
+def sequence(room: int = 100) -> Sequence:
+    return Sequence(0, [1, 2, 3], 3 + room, torch.Generator())
+
+
+def planner(seconds_of_a_block: float) -> AutoPlanner:
+    """One row costs a second; ``seconds_of_a_block`` is what eight more rows add."""
+    return AutoPlanner(8, True, RowCosts([1, 9], [1.0, 1.0 + seconds_of_a_block]))
+
+
+def test_auto_prepares_everything_when_rows_are_free():
+    plan, draft = planner(0.0), Draft([5] * 7, [0.8] * 7)
+    assert plan.choose(sequence(), Draft()) == (0, (0,))
+    drafts, provided = plan.choose(sequence(), draft)
+    assert drafts == 7 and set(provided) == set(range(8))
+
+
+def test_auto_provides_for_fewer_lengths_when_rows_cost():
+    plan, draft = planner(0.15), Draft([5] * 7, [0.95] * 7)
+    drafts, provided = plan.choose(sequence(), draft)
+    assert drafts == 7 and 1 <= len(provided) < 8 and 7 in provided
+
+
+def test_auto_falls_back_to_plain_rows_and_tries_again_now_and_then():
+    plan, text = planner(0.5), sequence()
+    assert plan.choose(text, Draft()) == (0, (0,)), "the first forward drafts, to see"
+    useless = Draft([5] * 7, [0.02] * 7)
+    drafts, provided = plan.choose(text, useless)
+    assert drafts == 0 and provided == (), "a draft that nobody will accept is not verified"
+    choices = [plan.choose(text, Draft()) for _ in range(200)]
+    trials = sum(choice == (0, (0,)) for choice in choices)
+    assert 1 <= trials <= 6
+
+
+def test_auto_takes_no_more_drafts_than_there_is_room():
+    assert planner(0.0).choose(sequence(room=3), Draft([5] * 7, [0.9] * 7))[0] == 2

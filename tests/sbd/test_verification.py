@@ -1,0 +1,159 @@
+"""The random tests of speculative sampling: their exact algebra on small tables, and the code against that algebra."""
+
+import itertools
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from sbd.verification import verify_greedy, verify_sampled
+
+V, LENGTH = 5, 3
+
+
+@pytest.fixture
+def tables():
+    """p(x_i | x_<i) for every prefix, and draft laws q_i that know nothing of each other."""
+    generator = torch.Generator().manual_seed(0)
+
+    def law():
+        return torch.rand(V, generator=generator, dtype=torch.float64).pow(3).add(1e-3).div_(1)
+
+    p = {prefix: law() for n in range(LENGTH + 1) for prefix in itertools.product(range(V), repeat=n)}
+    p = {prefix: weights / weights.sum() for prefix, weights in p.items()}
+    q = [law() for _ in range(LENGTH)]
+    return p, [weights / weights.sum() for weights in q]
+
+
+def chain_law(p):
+    """The law of the first LENGTH tokens under p."""
+    law = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+    for x in itertools.product(range(V), repeat=LENGTH):
+        law[x] = torch.stack([p[x[:i]][x[i]] for i in range(LENGTH)]).prod()
+    return law
+
+
+def emitted_law(p, drafts_with_odds, q):
+    """Exact law of the first LENGTH tokens when drafts are verified, and all that follow are drawn from p.
+
+    ``drafts_with_odds``: pairs (draft, its probability). With ``q`` the ratio test, with None the point-mass test.
+    """
+    law = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+
+    def spread(prefix, weight):
+        if len(prefix) >= LENGTH:
+            law[prefix[:LENGTH]] += weight
+            return
+        for x in range(V):
+            spread((*prefix, x), weight * p[prefix][x])
+
+    for draft, odds in drafts_with_odds:
+        weight = odds
+        for j, d in enumerate(draft):
+            here = p[draft[:j]]
+            accept = here[d] if q is None else torch.clamp(here[d] / q[j][d], max=1)
+            rest = here.clone()
+            if q is None:
+                rest[d] = 0
+            else:
+                rest = (here - q[j]).clamp_min(0)
+            if accept < 1:
+                for x in range(V):
+                    spread((*draft[:j], x), weight * (1 - accept) * rest[x] / rest.sum())
+            weight = weight * accept
+        spread(tuple(draft), weight)
+    return law
+
+
+def independent(q):
+    for draft in itertools.product(range(V), repeat=LENGTH):
+        yield draft, torch.stack([q[j][d] for j, d in enumerate(draft)]).prod()
+
+
+def cut_by_value(q):
+    """Drafts end before the first drawn token that was unlikely: a cut that looks at values."""
+    for draft, odds in independent(q):
+        kept = next((j for j, d in enumerate(draft) if q[j][d] < 0.3), LENGTH)
+        yield draft[:kept], odds
+
+
+def total_variation(a, b):
+    return float((a - b).abs().sum() / 2)
+
+
+def test_ratio_test_on_independent_drafts_gives_the_law_exactly(tables):
+    p, q = tables
+    assert total_variation(emitted_law(p, independent(q), q), chain_law(p)) < 1e-12
+
+
+def test_ratio_test_on_drafts_cut_by_their_values_does_not(tables):
+    p, q = tables
+    assert total_variation(emitted_law(p, cut_by_value(q), q), chain_law(p)) > 0.01
+
+
+def test_point_mass_test_is_exact_for_drafts_from_anywhere(tables):
+    p, q = tables
+    assert total_variation(emitted_law(p, cut_by_value(q), None), chain_law(p)) < 1e-12
+    assert total_variation(emitted_law(p, [((4, 0, 1), 1.0)], None), chain_law(p)) < 1e-12
+
+
+def refined(joint, p):
+    """Drafts of two tokens, the second drawn first and the first given it: any-order refinement of a joint law."""
+    for d in itertools.product(range(V), repeat=2):
+        yield d, joint[d]
+
+
+def test_ratio_test_on_drafts_drawn_in_another_order_does_not(tables):
+    p, q = tables
+    generator = torch.Generator().manual_seed(1)
+    joint = torch.rand(V, V, generator=generator, dtype=torch.float64).pow(3)
+    joint /= joint.sum()
+    # The second token was drawn from its own law, the first from its law given the second: those are the q's it has.
+    second, first_given_second = joint.sum(0), joint / joint.sum(0)
+    law = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+    for d, odds in refined(joint, p):
+        law += emitted_law(p, [(d, odds)], [first_given_second[:, d[1]], second])
+    assert total_variation(law, chain_law(p)) > 0.01
+    assert total_variation(emitted_law(p, refined(joint, p), None), chain_law(p)) < 1e-12
+
+
+@pytest.mark.parametrize("with_laws", [True, False])
+def test_verify_sampled_follows_the_algebra(tables, with_laws):
+    p, q = tables
+    draft = [0, 3, 2]
+    scores = torch.stack([p[tuple(draft[:j])] for j in range(LENGTH + 1)]).log()
+    laws = torch.stack(q).log() if with_laws else None
+    expected = torch.zeros(LENGTH + 1, V, dtype=torch.float64)
+    reached = torch.ones((), dtype=torch.float64)
+    for j, d in enumerate(draft):
+        here = p[tuple(draft[:j])]
+        accept = torch.clamp(here[d] / q[j][d], max=1) if with_laws else here[d]
+        rest = (here - q[j]).clamp_min(0) if with_laws else here.clone().index_fill(0, torch.tensor(d), 0)
+        if accept < 1:
+            expected[j] = reached * (1 - accept) * rest / rest.sum()
+        reached = reached * accept
+    expected[LENGTH] = reached * p[tuple(draft)]
+
+    generator = torch.Generator().manual_seed(2)
+    runs, seen = 20_000, torch.zeros(LENGTH + 1, V)
+    for _ in range(runs):
+        accepted, token = verify_sampled(scores, draft, laws, generator)
+        seen[accepted, token] += 1
+    possible = expected > 0
+    assert seen[~possible].sum() == 0
+    assert chisquare(seen[possible], runs * expected[possible] / expected.sum()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("likeliest", "drafts", "expected"),
+    [([5, 6, 7], [5, 6], (2, 7)), ([5, 6, 7], [5, 9], (1, 6)), ([5, 6, 7], [4, 6], (0, 5)), ([5], [], (0, 5))],
+)
+def test_verify_greedy(likeliest, drafts, expected):
+    assert verify_greedy(likeliest, drafts) == expected
+
+
+def test_a_certain_draft_is_never_rejected():
+    scores = torch.full((2, V), -torch.inf)
+    scores[:, 1] = 0.0
+    for laws in (scores[:1], None):
+        assert verify_sampled(scores, [1], laws, torch.Generator().manual_seed(0)) == (1, 1)
