@@ -1,0 +1,89 @@
+"""Run a recipe: build model and data, train, measure, save."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.trainer_utils import get_last_checkpoint
+
+from decoding import NextTokenObjective, find_mask_token
+from finetune.data import PackedDataset, read_texts
+from finetune.recipe import Recipe
+from finetune.trainer import ObjectiveTrainer
+from sbd import SetBlockObjective
+
+
+def finetune(recipe: Recipe) -> dict:
+    """Train as ``recipe`` says, continuing from the last checkpoint in its output folder if there is one.
+
+    Saves model and tokenizer (bf16 safetensors) and ``training.json`` with the losses, and returns what that file holds.
+    """
+    transformers.set_seed(recipe.training.get("seed", 42))
+    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer or recipe.model)
+    model = _build_model(recipe, tokenizer)
+    objective = {"ntp": NextTokenObjective, "sbd": SetBlockObjective}[recipe.objective](**recipe.objective_options)
+    if recipe.objective == "sbd":
+        mask_token_id = find_mask_token(model, objective.mask_token_id)
+        initialise_mask_token(model, mask_token_id)
+    arguments = recipe.training_arguments()
+    train = PackedDataset(
+        read_texts(recipe.data), tokenizer, recipe.sequence_length, seed=arguments.data_seed or arguments.seed
+    )
+    held_out = {
+        Path(path).stem.replace("-", "_"): PackedDataset(read_texts([path]), tokenizer, recipe.sequence_length)
+        for path in recipe.held_out
+    }
+    if recipe.compile:
+        model.get_decoder().compile()
+    trainer = ObjectiveTrainer(
+        model,
+        arguments,
+        train_dataset=train,
+        eval_dataset=held_out,
+        objective=objective,
+        evaluation_objective=NextTokenObjective(),
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(recipe.output) if Path(recipe.output).is_dir() else None)
+    minutes = (time.perf_counter() - started) / 60
+    losses = {name: trainer.evaluate(data, metric_key_prefix=name)[f"{name}_loss"] for name, data in held_out.items()}
+    report = {
+        "objective": repr(objective),
+        "steps": trainer.state.global_step,
+        "tokens_per_step": arguments.train_batch_size * arguments.gradient_accumulation_steps * recipe.sequence_length,
+        "train_tokens": train.tokens.numel(),
+        "minutes_of_last_run": round(minutes, 1),
+        "machine": f"{os.cpu_count()} CPU cores" if arguments.device.type == "cpu" else torch.cuda.get_device_name(),
+        "held_out_next_token_loss_nats": {name: round(loss, 4) for name, loss in losses.items()},
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+    if recipe.objective == "sbd":
+        model.generation_config.mask_token_id = mask_token_id
+        model.generation_config.trained_block_sizes = list(objective.block_sizes)
+    if recipe.decoder is not None:
+        model.generation_config.decoder = recipe.decoder
+    # Else transformers takes the file for a copy of config.json when it loads it, and drops what that does not have.
+    model.generation_config._from_model_config = False
+    model.to(torch.bfloat16).save_pretrained(recipe.output)
+    tokenizer.save_pretrained(recipe.output)
+    (Path(recipe.output) / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+@torch.no_grad()
+def initialise_mask_token(model, mask_token_id: int) -> None:
+    """Set the mask token's embedding to the mean of all plus a little noise, unless the model already decodes blocks."""
+    if getattr(model.generation_config, "trained_block_sizes", None) is None:
+        table = model.get_input_embeddings().weight
+        table[mask_token_id] = table.mean(0) + 0.1 * table.std(0) * torch.randn_like(table[0])
+
+
+def _build_model(recipe: Recipe, tokenizer):
+    if recipe.model is not None:
+        return AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **recipe.new_model))
