@@ -36,10 +36,14 @@ format: $(VENV)/.dev  ## Put the code into the style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## The measurements of the README, written into benchmarks/; takes long.
+bench: $(VENV)/.dev  ## The measurements of the README, written into benchmarks/; takes an hour.
+	$(BIN)/setflow finetune embedded-draft
 	$(BIN)/setflow bench quality
-	$(BIN)/setflow bench speed
+	$(BIN)/setflow bench quality --temperature 0.7 --name quality-sampled
 	$(BIN)/setflow bench lossless
+	$(BIN)/setflow bench lossless --dtype bf16 --name lossless-bf16
+	$(BIN)/setflow bench speed --assistant build/embedded-draft
+	$(BIN)/setflow bench speed --assistant build/embedded-draft --dtype bf16 --name speed-bf16
 	$(BIN)/setflow bench memory
 
 embedded: $(VENV)/.dev  ## Train the embedded model anew and put it into the package; takes hours.

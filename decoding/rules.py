@@ -34,7 +34,7 @@ class RowScores:
         """
         log_p = logits.float().log_softmax(-1)
         p = log_p.exp()
-        entropy = -torch.where(p > 0, p * log_p, 0).sum(-1)
+        entropy = torch.where(p > 0, -p * log_p, 0).sum(-1)
         top = p.topk(min(2, p.shape[-1]), dim=-1).values
         return cls(entropy.clamp_min(0), top[..., 0], top[..., 0] - top[..., -1])
 

@@ -29,7 +29,7 @@ def decoder_from_spec(spec: str) -> Decoder:
 
     >>> decoder_from_spec("sbd:block_size=16,entropy_bound=0.1")
     SetBlockDecoder(block_size=16, rule=EntropyBound(entropy_bound=0.1, order='entropy', max_reveal=None), \
-anchor=False, entropy_from='sampled', mask_token_id=None)
+anchor=False, commit='block', entropy_from='sampled', mask_token_id=None)
 
     Raises ValueError for an unknown decoder or key, with the nearest known name.
     """

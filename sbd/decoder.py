@@ -38,6 +38,10 @@ class OpenBlock:
     def at(cls, start: int, size: int, mask_token_id: int) -> "OpenBlock":
         return cls(start, [mask_token_id] * size, [True] * size, [0] * size)
 
+    def without(self, count: int) -> "OpenBlock":
+        """The block that is left when its first ``count`` tokens are committed."""
+        return OpenBlock(self.start + count, self.tokens[count:], self.masked[count:], self.decided_at[count:])
+
     @property
     def decided_prefix(self) -> int:
         """How many tokens from the start of the block are decided without a gap."""
@@ -50,6 +54,10 @@ class SetBlockDecoder(Decoder):
 
     anchor: the forward that opens a block also commits the token before it, whose row gives the exact next-token law
         of the block's first position. With True that token is chosen from this law and revealed first, free of charge.
+        A block of one is always anchored: it is next-token decoding.
+    commit: run decided tokens causally when the "block" is full (paper), or their gapless "prefix" with the next
+        forward. Then every forward has an anchor: the undecided token that stands first is chosen from its next-token
+        law, and only tokens behind it are guessed.
     entropy_from: when sampling, measure the rule's scores on the law that is "sampled", after temperature and cuts, or
         on the "raw" one. Greedy decoding always uses the raw one.
     mask_token_id: by default the one that the model's generation config names.
@@ -60,6 +68,7 @@ class SetBlockDecoder(Decoder):
     block_size: int = 16
     rule: Rule = field(default_factory=EntropyBound)
     anchor: bool = False
+    commit: Literal["block", "prefix"] = "block"
     entropy_from: Literal["sampled", "raw"] = "sampled"
     mask_token_id: int | None = None
 
@@ -68,6 +77,7 @@ class SetBlockDecoder(Decoder):
     def __post_init__(self):
         check_count("block_size", self.block_size)
         check_choice("anchor", self.anchor, (True, False))
+        check_choice("commit", self.commit, ("block", "prefix"))
         check_choice("entropy_from", self.entropy_from, ("sampled", "raw"))
         if not isinstance(self.rule, Rule):
             raise ValueError(
@@ -92,12 +102,13 @@ class SetBlockDecoder(Decoder):
 
     def absorb(self, batch: Batch, logits: RowLogits) -> None:
         sequences = batch.unfinished
-        masked = torch.tensor([sequence.state.masked for sequence in sequences])
+        size = self.block_size
+        masked = torch.tensor([s.state.masked + [False] * (size - len(s.state.masked)) for s in sequences])
         places, offsets = masked.nonzero(as_tuple=True)
         committed = [sequence.state.start - sequence.cached for sequence in sequences]
-        opened = masked.all(1) & torch.tensor([count > 0 for count in committed])
         anchored = torch.zeros_like(masked)
-        anchored[:, 0] = opened & self.anchor
+        if self.anchor or size == 1:  # where the token before the first mask is committed by this forward
+            anchored[:, 0] = masked[:, 0] & (torch.tensor(committed) > 0)
         # The row that decides a token: its own, or for an anchored one the causal row before the block.
         rows = torch.tensor(committed)[places] + offsets - anchored[places, offsets].int()
         scores, tokens = self._decide(batch, logits, places.tolist(), offsets.tolist(), rows.tolist())
@@ -108,7 +119,7 @@ class SetBlockDecoder(Decoder):
         for sequence, chosen, token in zip(sequences, reveal.tolist(), tokens.tolist(), strict=True):
             block: OpenBlock = sequence.state
             sequence.cached = block.start
-            for offset in range(self.block_size):
+            for offset in range(len(block.masked)):
                 if chosen[offset]:
                     block.tokens[offset] = token[offset]
                     block.masked[offset] = False
@@ -138,13 +149,15 @@ class SetBlockDecoder(Decoder):
         return scores, law.choose(processed, [sequences[place].generator for place in places])
 
     def _commit_prefix(self, batch: Batch, sequence: Sequence) -> None:
-        """Make the gapless prefix of the block final; forget the block when it is full."""
+        """Make the gapless prefix of the block final; forget what will not run as block rows again."""
         block: OpenBlock = sequence.state
         done, prefix = len(sequence.tokens) - block.start, block.decided_prefix
         if prefix > done:
             batch.commit(sequence, block.tokens[done:prefix], block.decided_at[done:prefix])
-        if prefix == self.block_size:
+        if prefix == len(block.masked):
             sequence.state = None
+        elif self.commit == "prefix":
+            sequence.state = block.without(prefix)
 
 
 def warn_untrained_size(model, block_size: int) -> None:
