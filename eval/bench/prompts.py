@@ -1,0 +1,67 @@
+"""Held-out prompts of the embedded model's two domains."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.additions import Addition, additions
+from eval.python_source import library_pieces
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts as token ids, and how many new tokens to decode. ``problems`` judges the answers, where there are any."""
+
+    name: str
+    ids: list[list[int]]
+    max_new_tokens: int
+    problems: list[Addition] | None = None
+
+    def correct(self, index: int, completion: str) -> bool | None:
+        """Whether an answer is right; None where nobody can say."""
+        return None if self.problems is None else self.problems[index].is_answered_by(completion)
+
+
+def worked_additions(tokenizer, count: int, seed: int = 1) -> PromptSet:
+    """Held-out addition problems of 2 to 4 digits, to be solved step by step."""
+    problems = list(itertools.islice(additions(seed=seed, held_out=True), count))
+    ids = [tokenizer(problem.prompt)["input_ids"] for problem in problems]
+    return PromptSet("additions", ids, max_new_tokens=224, problems=problems)
+
+
+def held_out_python(tokenizer, count: int, prompt_tokens: int = 48, max_new_tokens: int = 96) -> PromptSet:
+    """The first tokens of pieces of held-out standard-library files, spread over all of them."""
+    encoded = [tokenizer(piece)["input_ids"] for piece in library_pieces(held_out=True)]
+    long_enough = [ids[:prompt_tokens] for ids in encoded if len(ids) > prompt_tokens]
+    if count > len(long_enough):  # more prompts than pieces: go on inside the pieces
+        later = (
+            ids[i : i + prompt_tokens] for ids in encoded for i in range(prompt_tokens, len(ids) - prompt_tokens, 97)
+        )
+        long_enough += list(itertools.islice(later, count - len(long_enough)))
+    step = max(1, len(long_enough) // count)
+    return PromptSet("python", long_enough[::step][:count], max_new_tokens)
+
+
+def texts_of_a_file(tokenizer, path: Path, count: int, prompt_tokens: int = 16, max_new_tokens: int = 96) -> PromptSet:
+    """The first tokens of the ``text`` fields of a JSONL file."""
+    try:
+        texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"prompts {str(path)!r}: every line must be a JSON object with a field 'text'") from None
+    encoded = [tokenizer(text)["input_ids"] for text in texts]
+    return PromptSet(
+        path.stem, [ids[:prompt_tokens] for ids in encoded if len(ids) > prompt_tokens][:count], max_new_tokens
+    )
+
+
+PROMPT_SETS = {"additions": worked_additions, "python": held_out_python}
+
+
+def prompt_set(name: str, tokenizer, count: int) -> PromptSet:
+    """The set called ``name``, or the texts of the JSONL file ``name``; ValueError if it is neither."""
+    if name in PROMPT_SETS:
+        return PROMPT_SETS[name](tokenizer, count)
+    if Path(name).is_file():
+        return texts_of_a_file(tokenizer, Path(name), count)
+    raise ValueError(f"prompts must be {', '.join(PROMPT_SETS)} or a JSONL file, got {name!r}")

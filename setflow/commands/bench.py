@@ -1,0 +1,198 @@
+"""``setflow bench``: the measurements behind the README's table, each printed and written as one JSON file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Measure decoders on held-out prompts: quality, speed, losslessness, memory.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+PROMPTS_HELP = "additions, python, or a JSONL file with 'text' fields; the first two by default."
+
+Model = Annotated[str | None, typer.Option("--model", help="Folder or hub name; the embedded model by default.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")]
+Device = Annotated[str, typer.Option("--device", help="Where to run: cpu or cuda.")]
+Decoders = Annotated[list[str] | None, typer.Option("--decoder", help="A decoder spec; may be given several times.")]
+Prompts = Annotated[list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP)]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the JSON file.")]
+
+# The speed table, and the bound of the paper's sampler that costs no accuracy here.
+SPEED_SPECS = (
+    "ntp",
+    "sbd:block_size=16,entropy_bound=0.1",
+    "sbd-lossless:look_ahead=all",
+    "sbd-lossless:look_ahead=auto",
+    "sbd-lossless:look_ahead=auto,draft=both",
+    "prompt-lookup:block_size=8",
+)
+LOSSLESS_SPECS = tuple(f"sbd-lossless:look_ahead={s}" for s in ("none", 0, 2, "all", "auto"))
+
+
+@app.command()
+def quality(
+    model: Model = None,
+    decoder: Decoders = None,
+    prompts: Prompts = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
+    seed: int = 0,
+    dtype: Dtype = "fp32",
+    device: Device = "cpu",
+    out: Out = Path("benchmarks"),
+    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "quality",
+) -> None:
+    """Exact match and tokens per forward of each decoder: the speed-quality curve."""
+    import torch
+
+    from eval.bench.quality import DEFAULT_SPECS, LOSSLESS_SPECS, measure_quality
+
+    bench = _Bench(model, dtype, device, prompts, count)
+    settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+    rows = []
+    for prompt_set in bench.prompt_sets:
+        torch.manual_seed(seed)
+        # Without answers to judge, only decoders that keep the text can be compared by tokens per forward.
+        specs = decoder or (DEFAULT_SPECS if prompt_set.problems is not None and not temperature else LOSSLESS_SPECS)
+        for row in measure_quality(bench.model, bench.tokenizer, prompt_set, specs, batch_size, **settings):
+            rows.append(row)
+            bench.show(row)
+    bench.write(out, name, rows, batch_size=batch_size, temperature=temperature, seed=seed)
+
+
+@app.command()
+def speed(
+    model: Model = None,
+    decoder: Decoders = None,
+    prompts: Prompts = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs over all prompts; medians are reported.")] = 3,
+    assistant: Annotated[
+        str | None, typer.Option(help="Folder of a smaller model for transformers' assisted generation.")
+    ] = None,
+    dtype: Dtype = "fp32",
+    device: Device = "cpu",
+    out: Out = Path("benchmarks"),
+    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "speed",
+) -> None:
+    """Tokens per second at batch 1, as a ratio to model.generate (KV cache, greedy) in the same run."""
+    from eval.bench.contenders import Contender
+    from eval.bench.speed import measure_speed
+    from setflow.loading import load_model
+
+    bench = _Bench(model, dtype, device, prompts, count)
+    contenders = [Contender(bench.model, "generate", "model.generate")]
+    contenders += [Contender(bench.model, spec) for spec in decoder or SPEED_SPECS]
+    contenders.append(Contender(bench.model, "generate", "transformers prompt lookup", prompt_lookup_num_tokens=10))
+    if assistant is not None:
+        helper = load_model(assistant, bench.model.dtype)[0].to(device)
+        contenders.append(
+            Contender(bench.model, "generate", "transformers assisted generation", assistant_model=helper)
+        )
+    rows = []
+    for prompt_set in bench.prompt_sets:
+        with bench.progress(rounds * len(prompt_set.ids)) as advance:
+            measured = measure_speed(contenders, prompt_set, rounds, advance)
+        for row in measured:
+            rows.append(row)
+            bench.show(row)
+    bench.write(out, name, rows, batch_size=1, rounds=rounds)
+
+
+@app.command()
+def lossless(
+    model: Model = None,
+    decoder: Decoders = None,
+    prompts: Prompts = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 150,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="May be given several times; 1 and 8 by default.")
+    ] = None,
+    dtype: Dtype = "fp32",
+    device: Device = "cpu",
+    out: Out = Path("benchmarks"),
+    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "lossless",
+) -> None:
+    """Count the prompts on which self-speculation differs from model.generate(do_sample=False)."""
+    from eval.bench.lossless import measure_losslessness
+
+    bench = _Bench(model, dtype, device, prompts, count)
+    rows = []
+    for prompt_set in bench.prompt_sets:
+        for row in measure_losslessness(bench.model, prompt_set, decoder or LOSSLESS_SPECS, batch_size or (1, 8)):
+            rows.append(row)
+            bench.show(row)
+    bench.write(out, name, rows)
+
+
+@app.command()
+def memory(
+    decoder: Decoders = None,
+    new_tokens: Annotated[int, typer.Option(min=1)] = 2048,
+    device: Device = "cpu",
+    out: Out = Path("benchmarks"),
+) -> None:
+    """Peak memory of one long generation relative to model.generate, on a model of random weights."""
+    from eval.bench.memory import SHAPE, measure_memory
+    from eval.bench.report import write
+
+    specs = tuple(decoder or ("ntp", "sbd:block_size=16,entropy_bound=0.1", "sbd-lossless:look_ahead=all"))
+    rows = measure_memory(specs, new_tokens, device)
+    for row in rows:
+        _show(row)
+    write(out / "memory.json", {"command": _command(), "model": SHAPE, "device": device, "rows": rows})
+
+
+class _Bench:
+    """Model, prompts and a screen for one benchmark."""
+
+    def __init__(self, model: str | None, dtype: str, device: str, prompts: list[str] | None, count: int):
+        from eval.bench.prompts import PROMPT_SETS, prompt_set
+        from setflow.commands.settings import parse_dtype
+        from setflow.loading import load_model
+
+        self.model, self.tokenizer = load_model(model, parse_dtype(dtype))
+        self.model.to(device)
+        self.prompt_sets = [prompt_set(name, self.tokenizer, count) for name in prompts or PROMPT_SETS]
+
+    @staticmethod
+    def progress(total: int):
+        """A context that gives a function to call after each of ``total`` steps."""
+        from contextlib import contextmanager
+
+        from rich.progress import Progress
+
+        @contextmanager
+        def bar():
+            with Progress(transient=True) as progress:
+                task = progress.add_task("timing", total=total)
+                yield lambda: progress.advance(task)
+
+        return bar()
+
+    @staticmethod
+    def show(row: dict) -> None:
+        _show(row)
+
+    def write(self, folder: Path, name: str, rows: list[dict], **settings) -> None:
+        from eval.bench.report import conditions, write
+
+        result = {"command": _command(), "conditions": conditions(self.model), "settings": settings, "rows": rows}
+        write(folder / f"{name}.json", result)
+        typer.echo(f"written to {folder / f'{name}.json'}")
+
+
+def _command() -> str:
+    """What the user typed."""
+    import shlex
+    import sys
+
+    return shlex.join(["setflow", *sys.argv[1:]])
+
+
+def _show(row: dict) -> None:
+    typer.echo("  ".join(f"{key}={value}" for key, value in row.items() if value is not None))

@@ -1,0 +1,164 @@
+"""``setflow generate``: continue a prompt, watch the order in which tokens are decided, see what it took."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from setflow.commands.settings import (
+    DecoderSpec,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    NoLive,
+    Opened,
+    Seed,
+    Temperature,
+    make_settings,
+    note,
+    open_model,
+    screen,
+    show_text,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from setflow.run import Run, Settings
+
+STOCK = "model.generate"
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help='The text to continue; "-" reads standard input.')],
+    model: Model = None,
+    decoder: DecoderSpec = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run next-token decoding, and time all without the live view.")
+    ] = False,
+    no_live: NoLive = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Continue a prompt. Tokens of one colour were decided by the same forward pass.
+
+    The text goes to standard output and the figures to standard error. On a terminal the text appears as it is decided;
+    elsewhere it is plain and printed at the end.
+    """
+    prompt = sys.stdin.read() if prompt == "-" else prompt
+    if not prompt:
+        raise ValueError("the prompt is empty: give some text to continue")
+    settings = make_settings(max_new_tokens, temperature, seed)
+    console = screen()
+    opened = open_model(model, decoder, dtype, console)
+    ids = opened.tokenizer(prompt)["input_ids"]
+    watched = console.is_terminal and not as_json
+    result = _watch(opened, prompt, ids, settings, console) if watched and not no_live else _run(opened, ids, settings)
+    if watched:
+        show_text(result.coloured(opened.tokenizer, prompt), console)
+    elif not as_json:
+        show_text(prompt + result.text, console)
+
+    # The first run was slowed by the terminal and by first calls, so a comparison runs all of them anew.
+    runs = {opened.spec: result}
+    if compare:
+        runs = _measure(opened, ids, settings)
+        result = runs[opened.spec]
+    if as_json:
+        print(json.dumps(_report(opened, prompt, ids, settings, result, runs if compare else None), ensure_ascii=False))
+    else:
+        note(_table(runs) if compare else _line(opened.spec, result))
+        if compare and opened.spec != "ntp":
+            note(_difference(opened.spec, result, runs["ntp"], settings))
+
+
+def _run(opened: Opened, ids: list[int], settings: "Settings") -> "Run":
+    from setflow.run import run
+
+    return run(opened.model, opened.tokenizer, ids, opened.decoder, settings)
+
+
+def _watch(opened: Opened, prompt: str, ids: list[int], settings: "Settings", console: "Console") -> "Run":
+    from setflow.live import LiveView
+    from setflow.run import run
+
+    view = LiveView(opened.tokenizer, prompt, opened.mask_token_id)
+    with view.shown(console, opened.model):
+        return run(opened.model, opened.tokenizer, ids, opened.decoder, settings, view)
+
+
+def _measure(opened: Opened, ids: list[int], settings: "Settings") -> "dict[str, Run]":
+    """The decoder, next-token decoding in the same engine, and the model's own generate."""
+    from decoding import NextTokenDecoder
+    from setflow.run import run
+
+    decoders = {opened.spec: opened.decoder, "ntp": NextTokenDecoder(), STOCK: None}
+    return {name: run(opened.model, opened.tokenizer, ids, decoder, settings) for name, decoder in decoders.items()}
+
+
+def _line(spec: str, run: "Run") -> str:
+    return (
+        f"{spec}: {len(run.tokens)} tokens, {run.forwards} forwards, {run.tokens_per_forward:.2f} tokens per forward, "
+        f"{run.tokens_per_second:.0f} tok/s"
+    )
+
+
+def _table(runs: "dict[str, Run]") -> str:
+    """One line for each run; speed-up is against the model's own generate."""
+    base = runs[STOCK].tokens_per_second
+    rows = [("decoder", "tokens", "forwards", "tokens/forward", "tok/s", "speed-up")]
+    for name, run in runs.items():
+        ratio = run.tokens_per_second / base
+        figures = (str(len(run.tokens)), str(run.forwards), f"{run.tokens_per_forward:.2f}")
+        rows.append((name, *figures, f"{run.tokens_per_second:.0f}", f"{ratio:.2f}x"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *figures in rows:
+        cells = [name.ljust(widths[0]), *(f.rjust(w) for f, w in zip(figures, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _first_difference(run: "Run", other: "Run") -> int | None:
+    """The number (from 1) of the first token that differs, None if both are the same."""
+    if run.tokens == other.tokens:
+        return None
+    pairs = enumerate(zip(run.tokens, other.tokens, strict=False), 1)
+    return next((i for i, (a, b) in pairs if a != b), min(len(run.tokens), len(other.tokens)) + 1)
+
+
+def _difference(spec: str, run: "Run", reference: "Run", settings: "Settings") -> str:
+    if settings.temperature > 0:
+        return "text: sampled, so not compared; each decoder draws its own"
+    place = _first_difference(run, reference)
+    if place is None:
+        return "text: the same as next-token decoding's"
+    return f"text: differs from next-token decoding's from token {place} on"
+
+
+def _report(
+    opened: Opened, prompt: str, ids, settings: "Settings", result: "Run", runs: "dict[str, Run] | None"
+) -> dict:
+    report = {
+        "model": opened.name,
+        "decoder": opened.spec,
+        "dtype": opened.dtype,
+        "device": str(opened.model.device),
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "prompt": prompt,
+        "prompt_tokens": len(ids),
+        "text": result.text,
+        **result.figures(),
+    }
+    if runs is not None:
+        stock = runs[STOCK]
+        report["compare"] = {name: run.figures() for name, run in runs.items() if name != opened.spec or name == "ntp"}
+        report["speed_up"] = round(result.tokens_per_second / stock.tokens_per_second, 3)
+        same = _first_difference(result, runs["ntp"]) is None
+        report["same_text"] = same if settings.temperature == 0 else None
+    return report

@@ -1,0 +1,138 @@
+"""Options that several commands share, and what they mean."""
+
+import importlib.util
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from decoding import Decoder
+    from setflow.run import Settings
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+Model = Annotated[
+    str | None, typer.Option("--model", help="Folder or hub name; the embedded tiny model by default.", metavar="PATH")
+]
+DecoderSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder",
+        metavar="SPEC",
+        help="name:key=value,..., such as sbd:block_size=16,entropy_bound=0.1, sbd-lossless:block_size=8 or ntp. By "
+        "default the one that the model's generation config names; else sbd if the model has a mask token, ntp if not.",
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens", min=1, help="By default 256, or fewer where the model's context ends.", metavar="N"
+    ),
+]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 decodes greedily.", metavar="T")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="For sampling; drawn by default.", metavar="S")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="bf16|fp32", help="By default that of the model's files; fp32 for the embedded model."
+    ),
+]
+NoLive = Annotated[bool, typer.Option("--no-live", help="Print text when it is finished, not as it is decided.")]
+
+
+def parse_dtype(name: str | None) -> "torch.dtype | None":
+    """The torch dtype called bf16 or fp32; None stays None."""
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return getattr(torch, DTYPES[name])
+
+
+def make_settings(max_new_tokens: int | None, temperature: float, seed: int | None) -> "Settings":
+    """Settings with a seed in any case, so that a run can be repeated."""
+    from setflow.run import Settings
+
+    return Settings(max_new_tokens, temperature, secrets.randbelow(2**31) if seed is None else seed)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to run: its name, the model, its tokenizer, and the decoder with the spec it came from."""
+
+    name: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    decoder: "Decoder"
+    spec: str
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def mask_token_id(self) -> int | None:
+        """What stands for an undecided token in a draft; None for a decoder whose drafts have none."""
+        from decoding import find_mask_token
+
+        return find_mask_token(self.model, self.decoder.mask_token_id) if self.decoder.needs_mask_token else None
+
+
+def open_model(model: str | None, spec: str | None, dtype: str | None, console: Console) -> Opened:
+    """Load what the options name, on the GPU if there is one, and say so on ``console`` if somebody watches."""
+    with console.status("loading the model") if console.is_terminal else nullcontext():
+        import torch
+        import transformers
+
+        from decoding import decoder_from_spec
+        from setflow.loading import default_spec, load_model
+
+        # What matters of the log is said here in other words: a wrong setting raises, absent weights give a warning.
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        decoder = None if spec is None else decoder_from_spec(spec)  # before the model, which may take long
+        loaded, tokenizer = load_model(model, parse_dtype(dtype))
+        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        spec = spec or default_spec(loaded)
+        return Opened(model or "embedded", loaded, tokenizer, decoder or decoder_from_spec(spec), spec)
+
+
+def screen() -> Console:
+    """Standard output for people; it knows whether it is a terminal."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def show_text(text: str | Text, console: Console) -> None:
+    """Print text that may or may not end its last line, coloured text on ``console`` and plain text just as it is."""
+    if isinstance(text, str):
+        print(text, end="" if text.endswith("\n") else "\n", flush=True)
+    else:
+        console.print(text, end="" if text.plain.endswith("\n") else "\n")
+
+
+def note(text: str) -> None:
+    """A line about the run, on standard error, so that standard output holds the text alone."""
+    print(text, file=sys.stderr)
+
+
+def need_extra(extra: str, modules: Sequence[str]) -> None:
+    """Raise ValueError that names the extra if one of its modules is not installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ValueError(
+            f"this needs {' and '.join(missing)}, which this installation lacks: pip install 'setflow[{extra}]'"
+        )

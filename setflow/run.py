@@ -1,0 +1,120 @@
+"""One prompt through one decoder, with what it took."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from decoding import Decoder, SlotCache
+from decoding.checks import check_count, check_range
+from setflow.live import LiveView
+from setflow.text import coloured, split_text
+
+DEFAULT_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to decode. temperature: 0 is greedy. max_new_tokens: None for 256, fewer where the model's context ends."""
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        check_range("temperature", self.temperature, 0)
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens)
+
+    def room(self, model: PreTrainedModel, prompt_length: int) -> int:
+        """How many new tokens a prompt of this length may get. Raises ValueError if they leave the model's context."""
+        context = getattr(model.config, "max_position_embeddings", None)
+        if context is None:
+            return self.max_new_tokens or DEFAULT_NEW_TOKENS
+        room = context - prompt_length
+        if room < 1:
+            raise ValueError(
+                f"the prompt is too long: it has {prompt_length} tokens, and the model's context is {context} tokens"
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens > room:
+            raise ValueError(
+                f"max_new_tokens must be from 1 to {room}, the model's context of {context} tokens less {prompt_length} "
+                f"of the prompt, got {self.max_new_tokens}"
+            )
+        return self.max_new_tokens or min(DEFAULT_NEW_TOKENS, room)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it. trace: the forward that decided each token; None for the model's own ``generate``."""
+
+    tokens: list[int]
+    text: str
+    forwards: int
+    prefill_forwards: int
+    seconds: float
+    trace: list[int] | None
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return len(self.tokens) / max(1, self.forwards)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / self.seconds
+
+    def coloured(self, tokenizer, prompt: str):
+        """Rich text in which tokens of one colour were decided by the same forward."""
+        # The live view counts the prefill's forwards too; so do we, and no colour changes at the end.
+        forwards = [forward + self.prefill_forwards for forward in self.trace]
+        return coloured(prompt, zip(split_text(tokenizer, self.tokens), forwards, strict=True))
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "tokens": len(self.tokens),
+            "forwards": self.forwards,
+            "prefill_forwards": self.prefill_forwards,
+            "tokens_per_forward": round(self.tokens_per_forward, 3),
+            "seconds": round(self.seconds, 4),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+        }
+
+
+def run(
+    model: PreTrainedModel,
+    tokenizer,
+    prompt: list[int],
+    decoder: Decoder | None,
+    settings: Settings,
+    view: LiveView | None = None,
+    cache: SlotCache | None = None,
+) -> Run:
+    """Continue the tokens ``prompt`` with ``decoder``, or with the model's own ``generate`` where it is None."""
+    arguments = {"do_sample": False}
+    if settings.temperature > 0:
+        arguments = {"do_sample": True, "temperature": settings.temperature}
+    if model.generation_config.pad_token_id is None:
+        arguments["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    for name, value in (("streamer", view), ("past_key_values", cache), ("custom_generate", decoder)):
+        if value is not None:
+            arguments[name] = value
+    ids = torch.tensor([prompt], device=model.device)
+    room = settings.room(model, len(prompt))
+    torch.manual_seed(settings.seed)
+    started = time.perf_counter()
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=room,
+        return_dict_in_generate=True,
+        **arguments,
+    )
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    tokens = output.sequences[0, len(prompt) :].tolist()
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    if decoder is None:
+        return Run(tokens, text, len(tokens), 0, seconds, None)
+    return Run(tokens, text, int(output.forwards[0]), output.prefill_forwards, seconds, list(output.trace[0]))
