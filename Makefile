@@ -22,8 +22,7 @@ demo: $(VENV)/.base  ## Two prompts by the embedded model, against next-token de
 	@echo '--- An addition. Tokens of one colour were decided by the same forward pass.'
 	@printf '478 + 395 = ?\n' | $(BIN)/setflow generate - --compare
 	@echo '--- A Python function.'
-	@printf 'class Stack:\n    """A stack of items."""\n\n    def __init__(self):\n' \
-		| $(BIN)/setflow generate - --max-new-tokens 120 --compare
+	@printf 'def read_lines(path):\n    """Return' | $(BIN)/setflow generate - --max-new-tokens 100 --compare
 
 test: lint      ## Style and tests, as CI runs them.
 	$(BIN)/python -m pytest -q

@@ -56,7 +56,7 @@ class Planner:
             return 0, (0,)
         if self.look_ahead == "all":
             return drafts, tuple(range(drafts + 1))
-        if self.look_ahead == "none":
+        if self.look_ahead == "alternate":
             return drafts, ()
         if self.look_ahead == 0:
             return drafts, (drafts,)

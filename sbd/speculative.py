@@ -43,7 +43,7 @@ class SelfSpeculativeDecoder(Decoder):
     """The model's own text, several tokens per forward.
 
     block_size: masks in a look-ahead block, so at most block_size - 1 drafts are verified at once.
-    look_ahead: for which acceptance lengths the next draft is prepared in the same forward: "all"; "none", so drafting
+    look_ahead: for which acceptance lengths the next draft is prepared in the same forward: "all"; "alternate", so drafting
         and verifying take turns; 0, only for all drafts being accepted; a number, that many of the likeliest; "auto",
         the number of drafts and blocks that pays best, from the measured cost of rows on this machine and the running
         acceptance, down to plain next-token rows where drafting does not pay.
@@ -56,7 +56,7 @@ class SelfSpeculativeDecoder(Decoder):
     """
 
     block_size: int = 8
-    look_ahead: Literal["all", "none", "auto"] | int = "all"
+    look_ahead: Literal["all", "alternate", "auto"] | int = "all"
     draft: Literal["mask", "prompt_lookup", "both"] = "mask"
     mask_token_id: int | None = None
 
@@ -66,7 +66,7 @@ class SelfSpeculativeDecoder(Decoder):
         check_count("block_size", self.block_size, 2)
         check_choice("draft", self.draft, DRAFTS)
         if isinstance(self.look_ahead, str):
-            check_choice("look_ahead", self.look_ahead, ("all", "none", "auto"))
+            check_choice("look_ahead", self.look_ahead, ("all", "alternate", "auto"))
         else:
             check_count("look_ahead", self.look_ahead, 0, self.block_size)
 

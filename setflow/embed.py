@@ -82,7 +82,9 @@ def card(runs: dict[str, dict], model: Path) -> str:
     against = "not measured"
     if "embedded-control" in runs:
         ours, control = (runs[name]["held_out_next_token_loss_nats"] for name in ("embedded", "embedded-control"))
-        against = ", ".join(f"{key.removesuffix('_heldout')} {100 * (ours[key] / control[key] - 1):+.1f} %" for key in ours)
+        against = ", ".join(
+            f"{key.removesuffix('_heldout')} {100 * (ours[key] / control[key] - 1):+.1f} %" for key in ours
+        )
     return CARD.format(
         parameters=parameters, context=config["max_position_embeddings"], stages="\n".join(stages), against=against
     )

@@ -186,9 +186,10 @@ def cache_error():
 
 
 def chi_square_z(samples: torch.Tensor, law: torch.Tensor) -> float:
-    """How many standard deviations ``samples`` [N, length] are from the exact law [V, V, ...] of texts; rare ones pooled.
+    """How many standard deviations ``samples`` [N, length] are from the exact law [V, V, ...] of texts.
 
-    Texts that the law excludes count as infinitely far. Wilson and Hilferty's normal approximation.
+    Pearson's test with rare texts pooled, in Wilson and Hilferty's normal approximation; a text that the law excludes
+    is infinitely far.
     """
     vocab, count = law.shape[0], len(samples)
     index = sum(samples[:, i] * vocab ** (samples.shape[1] - 1 - i) for i in range(samples.shape[1]))
@@ -301,6 +302,7 @@ def count_rows(monkeypatch):
 @pytest.fixture
 def unchanged():
     """``with unchanged(model): ...`` asserts that the model, its settings and its stock text are as they were."""
+
     def look(model) -> tuple:
         ids = torch.arange(3, 15)[None]
         with torch.no_grad():

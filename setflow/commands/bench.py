@@ -29,7 +29,7 @@ SPEED_SPECS = (
     "sbd-lossless:look_ahead=auto,draft=both",
     "prompt-lookup:block_size=8",
 )
-LOSSLESS_SPECS = tuple(f"sbd-lossless:look_ahead={s}" for s in ("none", 0, 2, "all", "auto"))
+LOSSLESS_SPECS = tuple(f"sbd-lossless:look_ahead={s}" for s in ("alternate", 0, 2, "all", "auto"))
 
 
 @app.command()

@@ -28,6 +28,7 @@ from sbd import ConfidenceFactor, ConfidenceThreshold, EntropyBound, SetBlockDec
         ("sbd:confidence_factor=2,max_reveal=none", SetBlockDecoder(rule=ConfidenceFactor(2))),
         ("sbd:top_k=2,order=entropy", SetBlockDecoder(rule=TopK(2, "entropy"))),
         ("sbd:anchor=true,entropy_from=raw", SetBlockDecoder(anchor=True, entropy_from="raw")),
+        ("sbd:commit=prefix", SetBlockDecoder(commit="prefix")),
         ("sbd:mask_token_id=5", SetBlockDecoder(mask_token_id=5)),
     ],
 )
@@ -55,6 +56,7 @@ def test_specs_name_fields_of_decoder_and_rule(spec, decoder):
         ("sbd:entropy_bound=-1", "entropy_bound.*got -1"),
         ("sbd:entropy_bound=nan", "entropy_bound.*got nan"),
         ("sbd:anchor=maybe", "anchor must be one of True, False, got 'maybe'"),
+        ("sbd:commit=token", "commit must be one of 'block', 'prefix', got 'token'"),
         ("sbd:entropy_from=logits", "entropy_from must be one of 'sampled', 'raw', got 'logits'"),
     ],
 )

@@ -29,38 +29,49 @@ def in_order(text: list[int], order, start: int = PROMPT):
     return script
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+ORDERS = list(itertools.permutations(range(4)))
+
+
+def revealed_in(order, i: int) -> int:
+    """The forward that reveals new token i when each forward reveals one."""
+    return 4 * (i // 4) + order[i % 4] + 1
+
+
+@pytest.mark.parametrize("commit", ["block", "prefix"])
 @pytest.mark.parametrize("stop_at", range(8))
-def test_eos_inside_a_block_in_every_reveal_order(run_scripted, order, stop_at):
+def test_eos_inside_a_block_in_every_reveal_order(run_scripted, commit, stop_at):
     text = [40 + i for i in range(8)]
-    eos = text[stop_at]
-    streamer = RecordingStreamer()
-    decoder = SetBlockDecoder(4, TopK(1))
-    (sequence,), engine = run_scripted(decoder, in_order(text, order), [PROMPT], 8, eos=[eos], streamer=streamer)
-    assert sequence.new_tokens == text[: stop_at + 1]
-    assert sequence.finished
-    # the forward that reveals each token, and the end as soon as nothing masked is left of the EOS
-    expected = [4 * (i // 4) + order[i % 4] + 1 for i in range(stop_at + 1)]
-    assert sequence.decided_at == expected
-    assert sequence.forwards == max(expected) == len(engine.forwards)
-    assert sum(streamer.texts("put"), []) == text[: stop_at + 1]
-    # keys and values: only whole blocks are in the cache, the rest of the text is still to be run
-    assert sequence.cached == PROMPT + 4 * (stop_at // 4)
-    assert len(sequence.tokens) == PROMPT + stop_at + 1
+    for order in ORDERS:
+        streamer = RecordingStreamer()
+        decoder = SetBlockDecoder(4, TopK(1), commit=commit)
+        (sequence,), engine = run_scripted(
+            decoder, in_order(text, order), [PROMPT], 8, eos=[text[stop_at]], streamer=streamer
+        )
+        assert sequence.new_tokens == text[: stop_at + 1]
+        assert sequence.finished
+        # the end is there as soon as nothing masked is left of the EOS
+        expected = [revealed_in(order, i) for i in range(stop_at + 1)]
+        assert sequence.decided_at == expected
+        assert sequence.forwards == max(expected) == len(engine.forwards)
+        assert sum(streamer.texts("put"), []) == text[: stop_at + 1]
+        # keys and values: whole blocks, or what was without a gap before the last forward; the rest is still to be run
+        known = next(i for i in range(stop_at + 1) if revealed_in(order, i) >= sequence.forwards)
+        assert sequence.cached == PROMPT + (4 * (stop_at // 4) if commit == "block" else known)
+        assert len(sequence.tokens) == PROMPT + stop_at + 1
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 @pytest.mark.parametrize(("stop", "kept"), [("c", 3), ("ab", 2), ("de", 5), ("cdefg", 7), ("h", 8), ("zz", 8)])
-def test_stop_strings_inside_and_across_blocks_in_every_reveal_order(run_scripted, tokenizer, order, stop, kept):
+def test_stop_strings_inside_and_across_blocks_in_every_reveal_order(run_scripted, tokenizer, stop, kept):
     text = [tokenizer.convert_tokens_to_ids(character) for character in "abcdefgh"]
-    streamer = RecordingStreamer()
-    criteria = [StopStringCriteria(tokenizer, [stop])]
-    decoder = SetBlockDecoder(4, TopK(1))
-    (sequence,), _ = run_scripted(decoder, in_order(text, order), [PROMPT], 8, criteria=criteria, streamer=streamer)
-    assert tokenizer.decode(sequence.new_tokens) == "abcdefgh"[:kept]
-    assert sequence.forwards == max(sequence.decided_at)
-    assert sequence.forwards == max(4 * (i // 4) + order[i % 4] + 1 for i in range(kept))
-    assert sum(streamer.texts("put"), []) == text[:kept]
+    for order in ORDERS:
+        streamer = RecordingStreamer()
+        criteria = [StopStringCriteria(tokenizer, [stop])]
+        decoder = SetBlockDecoder(4, TopK(1))
+        (sequence,), _ = run_scripted(decoder, in_order(text, order), [PROMPT], 8, criteria=criteria, streamer=streamer)
+        assert tokenizer.decode(sequence.new_tokens) == "abcdefgh"[:kept]
+        assert sequence.forwards == max(sequence.decided_at)
+        assert sequence.forwards == max(revealed_in(order, i) for i in range(kept))
+        assert sum(streamer.texts("put"), []) == text[:kept]
 
 
 @pytest.mark.parametrize("limit", range(1, 10))
@@ -89,7 +100,19 @@ def test_rows_of_every_forward(run_scripted):
         ([m, 44, m], [6, 7, 8], [1, 1, 1]),
         ([43, 44, m], [6, 7, 8], [1, 1, 1]),
     ]
-    for rows in engine.forwards:
+    (sequence,), engine_of_prefixes = run_scripted(
+        SetBlockDecoder(3, TopK(1), commit="prefix"), in_order(text, [1, 0, 2]), [PROMPT], 6
+    )
+    assert rows_of(engine_of_prefixes) == [
+        ([3, 4, 5, m, m, m], [0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1]),
+        ([m, 41, m], [3, 4, 5], [1, 1, 1]),
+        # what is decided without a gap runs as text at once, and the block is what is left
+        ([40, 41, m], [3, 4, 5], [0, 0, 1]),
+        ([42, m, m, m], [5, 6, 7, 8], [0, 1, 1, 1]),
+        ([m, 44, m], [6, 7, 8], [1, 1, 1]),
+        ([43, 44, m], [6, 7, 8], [0, 0, 1]),
+    ]
+    for rows in engine.forwards + engine_of_prefixes.forwards:
         block = rows.is_block[0]
         seen = rows.visibility.as_bool(rows.num_slots)[0, 0]
         assert seen[block].all()
@@ -118,8 +141,14 @@ def test_a_revealed_token_is_never_masked_or_changed_again(run_scripted):
 def test_bound_zero_is_one_token_and_infinity_one_block_per_forward(run_scripted, k):
     order = [(3 * i + 1) % k for i in range(k)] if k % 3 else list(range(k))
     text = list(range(20, 20 + 6 * k))
-    (slow,), _ = run_scripted(SetBlockDecoder(k, EntropyBound(0.0)), in_order(text, order), [PROMPT], 6 * k)
-    (fast,), _ = run_scripted(SetBlockDecoder(k, EntropyBound(float("inf"))), in_order(text, order), [PROMPT], 6 * k)
+    script = in_order(text, order)
+    if k == 1:  # a block of one reads the causal row before it
+
+        def script(sequence: int, position: int) -> torch.Tensor:
+            return in_order(text, order)(sequence, position + 1)
+
+    (slow,), _ = run_scripted(SetBlockDecoder(k, EntropyBound(0.0)), script, [PROMPT], 6 * k)
+    (fast,), _ = run_scripted(SetBlockDecoder(k, EntropyBound(float("inf"))), script, [PROMPT], 6 * k)
     assert slow.new_tokens == fast.new_tokens == text
     assert slow.forwards == 6 * k and fast.forwards == 6
     assert fast.decided_at == [1 + i // k for i in range(6 * k)]
@@ -210,12 +239,25 @@ def test_the_anchor_comes_first_whatever_its_rank(run_scripted):
     assert sequence.decided_at == [1, 2, 3, 4] and sequence.new_tokens[0] == 20 + PROMPT - 1
 
 
-def test_block_size_one_with_an_anchor_only_reads_causal_rows(run_scripted):
-    (sequence,), engine = run_scripted(SetBlockDecoder(1, anchor=True), anchored_script, [PROMPT], 5)
+@pytest.mark.parametrize("anchor", [False, True])
+def test_a_block_of_one_only_reads_causal_rows(run_scripted, anchor):
+    (sequence,), engine = run_scripted(SetBlockDecoder(1, anchor=anchor), anchored_script, [PROMPT], 5)
     assert sequence.new_tokens == [20 + PROMPT - 1 + i for i in range(5)]
     assert sequence.decided_at == [1, 2, 3, 4, 5]
-    (masked,), _ = run_scripted(SetBlockDecoder(1), anchored_script, [PROMPT], 5)
-    assert masked.new_tokens == [20 + PROMPT + i for i in range(5)]
+
+
+def test_every_forward_has_an_anchor_when_prefixes_are_committed(run_scripted):
+    """Certainty falls to the left, so block rows fill from the right and the anchor from the left."""
+
+    def script(sequence: int, position: int) -> torch.Tensor:
+        logits = anchored_script(sequence, position)
+        return logits * (0.5 + position / 10)
+
+    decoder = SetBlockDecoder(6, TopK(2), anchor=True, commit="prefix")
+    (sequence,), engine = run_scripted(decoder, script, [PROMPT], 6)
+    assert sequence.decided_at == [1, 2, 3, 3, 2, 1]
+    row = [PROMPT + i - 1 for i in range(3)] + [PROMPT + 3, PROMPT + 4, PROMPT + 5]  # causal rows, then block rows
+    assert sequence.new_tokens == [20 + r for r in row]
 
 
 @pytest.mark.parametrize("padding", [[], [9, 9]])

@@ -45,7 +45,9 @@ def test_batched_equals_single(shared_model, prompts, new_tokens):
     together = model.generate(**inputs, max_new_tokens=30, custom_generate=decoder, **DICT)
     assert together.tokens_per_forward.max() > 1.2
     for i, mask in enumerate(inputs["attention_mask"]):
-        alone = model.generate(inputs["input_ids"][i][mask.bool()][None], max_new_tokens=30, custom_generate=decoder, **DICT)
+        alone = model.generate(
+            inputs["input_ids"][i][mask.bool()][None], max_new_tokens=30, custom_generate=decoder, **DICT
+        )
         assert new_tokens(together, i, 17) == new_tokens(alone, 0, int(mask.sum()))
         assert together.trace[i] == alone.trace[0]
 

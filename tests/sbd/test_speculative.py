@@ -20,7 +20,7 @@ from sbd import SelfSpeculativeDecoder
 from sbd.planner import Draft
 from tests.conftest import FAMILIES, MASK
 
-LOOK_AHEADS = ("all", "none", 0, 1, 2, "auto")
+LOOK_AHEADS = ("all", "alternate", 0, 1, 2, "auto")
 
 
 def greedy(model, inputs, decoder=None, **settings):
@@ -55,7 +55,7 @@ class ScriptedDrafts(SelfSpeculativeDecoder):
             sequence.state.draft = Draft(tokens, [0.9] * len(tokens))
 
 
-@pytest.mark.parametrize("look_ahead", ["all", "none", 0, 2])
+@pytest.mark.parametrize("look_ahead", ["all", "alternate", 0, 2])
 @pytest.mark.parametrize("quality", ["right", "wrong", "random"])
 def test_greedy_text_does_not_depend_on_the_drafts(shared_model, prompts, look_ahead, quality):
     model = shared_model("llama")
@@ -164,7 +164,7 @@ def test_branch_logits_equal_a_separate_forward(shared_model):
 def test_row_counts(shared_model, prompts, count_rows):
     """A verifying forward has 1 + M + |S| k rows, a drafting one 1 + k."""
     model = shared_model("llama")
-    for look_ahead, blocks in (("all", 4), ("none", 0), (0, 1), (2, 2)):
+    for look_ahead, blocks in (("all", 4), ("alternate", 0), (0, 1), (2, 2)):
         count_rows.clear()
         greedy(model, prompts(2), SelfSpeculativeDecoder(block_size=4, look_ahead=look_ahead), max_new_tokens=24)
         assert count_rows[0] == 2 + 4  # the prompt's two tokens ride with the first block
@@ -172,7 +172,7 @@ def test_row_counts(shared_model, prompts, count_rows):
         assert middle == {1 + 3 + blocks * 4} | ({1 + 4} if blocks < 4 else set())
 
 
-@pytest.mark.parametrize(("look_ahead", "covered"), [("all", 1.0), ("none", 0.0), (0, None)])
+@pytest.mark.parametrize(("look_ahead", "covered"), [("all", 1.0), ("alternate", 0.0), (0, None)])
 def test_tokens_per_forward_formula(shared_model, prompts, look_ahead, covered):
     """Simulated acceptance: TPF = (E[a] + 2 - h) / (2 - h), h the share of forwards whose draft goes on."""
     model = shared_model("llama", max_position_embeddings=4096)
@@ -216,7 +216,7 @@ def test_batched_equals_single_for_ragged_ends(shared_model, fresh_model, prompt
         assert together.forwards[i] == alone.forwards[0]
 
 
-@pytest.mark.parametrize("look_ahead", ["all", "none", 0, 2])
+@pytest.mark.parametrize("look_ahead", ["all", "alternate", 0, 2])
 def test_cache_after_a_run_is_a_fresh_prefill(shared_model, cache_error, look_ahead):
     model = shared_model("llama")
     sequence = Sequence(0, list(range(5, 20)), 50, torch.Generator())

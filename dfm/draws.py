@@ -1,0 +1,60 @@
+"""Random numbers with one generator per sequence, so that a batch draws what its sequences would draw alone.
+
+Shapes: B sequences, L positions, V vocabulary. A sequence draws one number for each position asked for, in order of
+position; positions that are not asked for (prompt, padding) cost none.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from decoding.sampling import draw, uniforms
+
+
+class Draws:
+    """All randomness of a sampler goes through this class.
+
+    generators: one for each sequence, on the CPU; the same one may stand for several sequences.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]):
+        self.generators = list(generators)
+
+    @classmethod
+    def seeded(cls, *seeds: int) -> "Draws":
+        """A sequence for each seed."""
+        return cls([torch.Generator().manual_seed(seed) for seed in seeds])
+
+    def categorical(self, law: Tensor, where: Tensor) -> Tensor:
+        """Tokens [B, L] from ``law`` [B, L, V] at the positions ``where`` [B, L] bool, 0 elsewhere.
+
+        Inverse CDF in float64: in float32 the tail of a large vocabulary is lost, which acts like a lower temperature
+        (arXiv 2409.02908).
+        """
+        tokens = torch.zeros(where.shape, dtype=torch.long, device=where.device)
+        if where.any():
+            tokens[where] = draw(law[where], self._of(where))
+        return tokens
+
+    def unigram(self, law: Tensor, where: Tensor) -> Tensor:
+        """Tokens [B, L] from one law [V] for all positions ``where`` [B, L] bool, 0 elsewhere."""
+        cumulative = law.double().cumsum(0)
+        tokens = torch.searchsorted(cumulative, self.uniform(where) * cumulative[-1], right=True)
+        return torch.where(where, tokens.clamp_max(len(law) - 1), 0)
+
+    def uniform(self, where: Tensor) -> Tensor:
+        """float64 [B, L] in [0, 1) at the positions ``where`` [B, L] bool, 0 elsewhere."""
+        values = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
+        if where.any():
+            values[where] = uniforms(self._of(where), where.device)
+        return values
+
+    def pick(self, where: Tensor) -> Tensor:
+        """One-hot bool [B, L]: in each sequence one of the positions ``where``, uniformly; none if there is none."""
+        law = (where / where.sum(-1, keepdim=True).clamp_min(1))[:, None]
+        index = self.categorical(law, where.any(-1, keepdim=True))
+        return torch.zeros_like(where).scatter(-1, index, True) & where
+
+    def _of(self, where: Tensor) -> list[torch.Generator]:
+        return [self.generators[b] for b in where.nonzero()[:, 0].tolist()]

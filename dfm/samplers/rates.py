@@ -1,0 +1,47 @@
+"""From rates to the law of a step: Euler's rule and that of tau-leaping.
+
+Shapes: B sequences, L positions, V vocabulary.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from dfm.paths import delta
+from dfm.samplers.state import FlowState
+from dfm.velocity import check_rates, jumps_only
+
+
+def free_rates(rates: Tensor, state: FlowState) -> Tensor:
+    """Rates [B, L, V] of the jumps at free positions, 0 elsewhere and at the current token; checked."""
+    rates = torch.where(state.free[..., None], rates, 0)
+    check_rates(rates, state.x)
+    return jumps_only(rates, state.x).clamp_min(0)
+
+
+def euler_law(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
+    """[B, L, V] for jump rates [B, L, V] and step sizes h [B]."""
+    jumps = h.to(rates)[:, None, None] * rates
+    total = jumps.sum(-1, keepdim=True)
+    if bool((total > 1 + 1e-5).any()):
+        warnings.warn(
+            f"Euler: jump probabilities sum to {total.max():.3g} and are scaled to 1; use more steps", stacklevel=2
+        )
+    jumps = jumps / total.clamp_min(1)
+    return jumps + (1 - total).clamp_min(0) * delta(x, rates.shape[-1], rates)
+
+
+def leap_law(x: Tensor, rates: Tensor, h: Tensor, several: str) -> Tensor:
+    """[B, L, V] of tau-leaping for jump rates [B, L, V] and step sizes h [B].
+
+    With exit rate lambda the first of any jumps goes to v with (1 - exp(-h lambda)) u_v / lambda; exactly one jump, to
+    v, has probability h u_v exp(-h lambda).
+    """
+    h = h.to(rates)[:, None, None]
+    exit_rate = rates.sum(-1, keepdim=True)
+    if several == "first":
+        jumps = -torch.expm1(-h * exit_rate) * rates / exit_rate.masked_fill(exit_rate == 0, 1)
+    else:
+        jumps = h * rates * torch.exp(-h * exit_rate)
+    return jumps + (1 - jumps.sum(-1, keepdim=True)) * delta(x, rates.shape[-1], rates)

@@ -1,0 +1,107 @@
+"""What a sampler works on, and what it asks of the network.
+
+Shapes: B sequences, L positions.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dfm.draws import Draws
+from dfm.sources import Source
+
+
+@dataclass
+class FlowState:
+    """A batch of texts in the making; sequences need not be at the same time.
+
+    x: [B, L] ids.
+    masked: [B, L] bool, undecided positions of a mask source. Masks are known by it, never by their id, so a prompt
+        that holds the mask token as text is harmless.
+    frozen: [B, L] bool, never changed and never counted: prompt, given tokens, padding.
+    t: [B] float64. done: [B] bool.
+    evaluations: [B], network evaluations until done, counted by who answers the queries.
+    confidence: [B, L] float64, the probability that a token had when it was revealed.
+    """
+
+    x: Tensor
+    masked: Tensor
+    frozen: Tensor
+    t: Tensor
+    done: Tensor
+    evaluations: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor, frozen: Tensor, source: Source, draws: Draws) -> "FlowState":
+        """Time 0: the positions of ``x`` [B, L] that are not ``frozen`` [B, L] bool hold the source."""
+        assert frozen.dtype == torch.bool and frozen.shape == x.shape
+        x = source.fill(x, ~frozen, draws)
+        masked = ~frozen if source.mask_id is not None else torch.zeros_like(frozen)
+        time = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        done = frozen.all(-1)
+        return cls(x, masked, frozen, time, done, torch.zeros_like(done, dtype=torch.long), torch.ones_like(x).double())
+
+    @property
+    def free(self) -> Tensor:
+        """[B, L] bool: positions that may still change."""
+        return ~self.frozen & ~self.done[:, None]
+
+    def write(self, tokens: Tensor, where: Tensor) -> None:
+        """Decide ``tokens`` [B, L] at the free positions among ``where`` [B, L] bool."""
+        where = where & self.free
+        self.x = torch.where(where, tokens, self.x)
+        self.masked = self.masked & ~where
+
+    def remask(self, where: Tensor, mask_id: int) -> None:
+        """Undo the decision at the free positions among ``where`` [B, L] bool."""
+        where = where & self.free
+        self.x = torch.where(where, mask_id, self.x)
+        self.masked = self.masked | where
+
+    def draw(self, law: Tensor, draws: Draws, mask_id: int | None) -> None:
+        """Draw all free positions from ``law`` [B, L, V].
+
+        No posterior gives the mask token a probability, so what is drawn in its column is the source's noise.
+        """
+        tokens = draws.categorical(law, self.free)
+        noise = torch.zeros_like(self.masked) if mask_id is None else tokens == mask_id
+        self.write(tokens, ~noise)
+        if mask_id is not None:
+            self.remask(noise, mask_id)
+
+    def advance(self, s: Tensor, end: float) -> None:
+        """Move the time of unfinished sequences to ``s`` [B]; those at ``end`` are done."""
+        self.t = torch.where(self.done, self.t, s)
+        self.done = self.done | (self.t >= end)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One evaluation: the answer is p_1t [B, L, V] for the texts x [B, L] at times t [B].
+
+    masked: [B, L] bool as in FlowState. conditional: False asks the unconditional model of classifier-free guidance.
+    carry_over: False leaves the network's own law at revealed positions of a mask source.
+    """
+
+    x: Tensor
+    t: Tensor
+    masked: Tensor
+    conditional: bool = True
+    carry_over: bool = True
+
+
+# Yields queries, is sent p_1t [B, L, V] for each, and has changed the state when it returns.
+Step = Generator[Query, Tensor, None]
+
+
+class Sampler(Protocol):
+    """One step of a sampler. Between steps everything is in the state, so its rows may be exchanged there.
+
+    A step is a generator: ``p1 = yield Query(...)`` asks for an evaluation, wherever that is made.
+    """
+
+    def step(self, state: FlowState, draws: Draws) -> Step: ...

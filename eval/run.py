@@ -1,0 +1,105 @@
+"""Evaluate a model with a decoder on tasks: lm-eval's result files, and the costs of decoding next to them."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+
+from eval.counts import total
+from eval.model import SetflowLM
+from eval.sandbox import find_isolation
+from eval.tasks import load_tasks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """results: lm-eval's results, whose ``config`` names the decoder. samples: the costs of each generated text.
+
+    decoding: the costs of all together and of each task. folder: where the files are, None if nothing was written.
+    """
+
+    results: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Any]]
+    decoding: Mapping[str, Any]
+    folder: Path | None = None
+
+    def table(self) -> str:
+        """Scores and costs, for people."""
+        costs = self.decoding["total"]
+        return make_table(self.results) + (
+            f"{costs['tokens']} tokens, {costs['forwards']} forwards, "
+            f"{costs['tokens_per_forward']:.2f} tokens per forward, {costs['tokens_per_second']:.1f} tokens per second"
+        )
+
+
+def evaluate(
+    tasks: Sequence[str],
+    model_args: Mapping[str, Any],
+    *,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    limit: int | float | None = None,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    confirm_run_unsafe_code: bool = False,
+) -> Evaluation:
+    """Evaluate on ``tasks`` the model that ``model_args`` describe: SetflowLM's arguments, ``pretrained`` among them.
+
+    data: folder of local data sets, see eval/tasks/data.py. output: folder for the results; a run that is started again
+    with the same output goes on where it was killed. limit: samples of each task, a share if below 1. num_fewshot,
+    apply_chat_template, gen_kwargs: as in lm_eval.simple_evaluate. confirm_run_unsafe_code: the user's consent to run
+    what the model writes, in a sandbox.
+
+    Raises ValueError for what is unknown or missing, before the model is loaded.
+    """
+    if confirm_run_unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    loaded = load_tasks(tasks, data)
+    output = Path(output) if output else None
+    arguments = {"finished": output / "finished.jsonl" if output else None, **model_args}
+    model = SetflowLM(**arguments)
+    tracker = EvaluationTracker(output_path=str(output)) if output else None
+    results = lm_eval.simple_evaluate(
+        model,
+        model_args={key: str(value) for key, value in arguments.items()},
+        tasks=loaded,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        gen_kwargs=dict(gen_kwargs) if gen_kwargs else None,
+        confirm_run_unsafe_code=confirm_run_unsafe_code,
+        evaluation_tracker=tracker,
+        task_manager=TaskManager(include_defaults=False),  # the tasks are here already
+    )
+    names = dict.fromkeys(sample["task"] for sample in model.samples)
+    decoding = {
+        "decoder": repr(model.decoder),
+        "total": total(model.samples),
+        "tasks": {name: total(s for s in model.samples if s["task"] == name) for name in names},
+    }
+    if any(task.get_config("unsafe_code") for task in loaded):
+        isolation = find_isolation()
+        decoding["sandbox"] = "namespaces" if isolation.namespaces else f"without namespaces: {isolation.reason}"
+    folder = _write(tracker, results, decoding, model.samples) if tracker else None
+    return Evaluation(results, model.samples, decoding, folder)
+
+
+def _write(tracker: EvaluationTracker, results: dict, decoding: dict, samples: list[dict]) -> Path:
+    """lm-eval's files, and beside them decoding_DATE.json and decoding_samples_DATE.jsonl."""
+    texts = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=texts)
+    for name, of_task in texts.items():
+        tracker.save_results_samples(task_name=name, samples=of_task)
+    folder = Path(tracker.output_path) / str(tracker.general_config_tracker.model_name_sanitized)
+    (folder / f"decoding_{tracker.date_id}.json").write_text(json.dumps(decoding, indent=2) + "\n", encoding="utf-8")
+    lines = "".join(json.dumps({k: v for k, v in sample.items() if k != "text"}) + "\n" for sample in samples)
+    (folder / f"decoding_samples_{tracker.date_id}.jsonl").write_text(lines, encoding="utf-8")
+    return folder

@@ -1,0 +1,39 @@
+"""Tasks for lm-eval by name: its own ones, on local data where we have them, and ours.
+
+    tasks = load_tasks(["humaneval", "additions"], data="data")
+    lm_eval.simple_evaluate(model, tasks=tasks, confirm_run_unsafe_code=True)
+
+Tasks that run code need the user's consent, HF_ALLOW_CODE_EVAL=1, when they are loaded.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lm_eval.api.task import ConfigurableTask
+
+from eval.tasks.data import find_data
+from eval.tasks.own import MBPP_VARIANTS, additions_config, mbpp_config, next_statement_config
+from eval.tasks.stock import stock_task
+
+OWN = (*MBPP_VARIANTS, "additions", "next_statement")
+
+__all__ = ["OWN", "find_data", "load_task", "load_tasks"]
+
+
+def load_task(name: str, data: str | Path | None = None) -> ConfigurableTask:
+    """The task ``name``. ``data``: a folder as in data.py; None means SETFLOW_DATA or, without that, the hub.
+
+    Raises ValueError for an unknown name, missing data, or a task that runs a model's code without consent.
+    """
+    folder = find_data(data)
+    if name == "additions":
+        return ConfigurableTask(config=additions_config())
+    if name == "next_statement":
+        return ConfigurableTask(config=next_statement_config())
+    if name in MBPP_VARIANTS:
+        return ConfigurableTask(config=mbpp_config(name, folder))
+    return stock_task(name, folder)
+
+
+def load_tasks(names: Sequence[str], data: str | Path | None = None) -> list[ConfigurableTask]:
+    return [load_task(name, data) for name in names]

@@ -1,0 +1,170 @@
+"""The lm-eval model: texts and likelihoods are those of stock ``hf``, costs are counted, a killed run goes on."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval", reason="needs lm-eval: install the extra [eval]")
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from eval.model import SetflowLM, StopText
+
+# Word-like prompts of different lengths; two are equal.
+PROMPTS = ["the he", "a b a b a b the end", "x", "he said: ing end th", "x", "1 + 2 = "]
+
+
+@pytest.fixture(scope="module")
+def model(shared_model):
+    return shared_model("llama")
+
+
+def requests(until=("zz",), max_gen_toks=12, prompts=PROMPTS, **settings) -> list[Instance]:
+    kwargs = {"until": list(until), "max_gen_toks": max_gen_toks, "do_sample": False, **settings}
+    return [
+        Instance("generate_until", {"prompt": prompt}, (prompt, dict(kwargs)), 0, metadata=("tiny", i, 1))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.fixture
+def make(model, tokenizer):
+    def build(decoder="ntp", **kwargs) -> SetflowLM:
+        return SetflowLM(pretrained=model, tokenizer=tokenizer, decoder=decoder, device="cpu", **kwargs)
+
+    return build
+
+
+@pytest.fixture
+def stock(model, tokenizer):
+    return HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("decoder", ["ntp", "sbd-lossless:block_size=4"])
+def test_texts_are_those_of_hf(make, stock, decoder, batch_size):
+    expected = stock.generate_until(requests(), disable_tqdm=True)
+    ours = make(decoder, batch_size=batch_size)
+    assert ours.generate_until(requests(), disable_tqdm=True) == expected
+    assert len(ours.samples) == len(PROMPTS)
+
+
+def test_stop_strings_cut_each_text_where_hf_cuts_it(make, stock):
+    whole = stock.generate_until(requests(max_gen_toks=24), disable_tqdm=True)
+    stop = [text[4:6] for text in whole if len(text) > 6][:2]
+    expected = stock.generate_until(requests(until=stop, max_gen_toks=24), disable_tqdm=True)
+    ours = make("sbd-lossless:block_size=4", batch_size=4)
+    assert ours.generate_until(requests(until=stop, max_gen_toks=24), disable_tqdm=True) == expected
+    assert expected != whole
+    assert min(sample["tokens"] for sample in ours.samples) < 24
+
+
+def test_likelihoods_are_those_of_hf(make, stock):
+    pairs = [Instance("loglikelihood", {}, (prompt, " end"), 0) for prompt in PROMPTS]
+    expected = stock.loglikelihood(pairs, disable_tqdm=True)
+    assert make("sbd:block_size=4").loglikelihood(pairs, disable_tqdm=True) == expected
+    rolling = [Instance("loglikelihood_rolling", {}, (prompt,), 0) for prompt in PROMPTS]
+    assert make().loglikelihood_rolling(rolling) == stock.loglikelihood_rolling(rolling)
+
+
+def test_costs_of_next_token_decoding_are_one_forward_a_token(make):
+    ours = make("ntp", batch_size=2)
+    ours.generate_until(requests(), disable_tqdm=True)
+    for sample in ours.samples:
+        assert sample["tokens"] == sample["forwards"] > 0 and sample["tokens_per_forward"] == 1.0
+        assert sample["seconds"] > 0 and sample["task"] == "tiny"
+    assert [sample["doc_id"] for sample in ours.samples] == list(range(len(PROMPTS)))
+    info = ours.get_model_info()
+    assert info["decoder"] == "NextTokenDecoder()" and info["decoding"]["tokens_per_forward"] == 1.0
+    assert info["decoding"]["tokens"] == sum(sample["tokens"] for sample in ours.samples)
+
+
+def test_drafting_decoders_report_acceptance_lengths(make):
+    ours = make("sbd-lossless:block_size=4")
+    ours.generate_until(requests(), disable_tqdm=True)
+    for sample in ours.samples:
+        assert sample["forwards"] <= sample["tokens"] and all(0 <= n <= 4 for n in sample["acceptance_lengths"])
+    assert "mean_acceptance_length" in ours.get_model_info()["decoding"]
+
+
+def test_a_killed_run_goes_on(make, tmp_path, monkeypatch):
+    path = tmp_path / "finished.jsonl"
+    whole = make("ntp", batch_size=2)
+    texts = whole.generate_until(requests(), disable_tqdm=True)
+
+    killed = make("ntp", batch_size=2, finished=path)
+    generate, calls = killed.model.generate, []
+
+    def dies_at_the_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(killed.model, "generate", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        killed.generate_until(requests(), disable_tqdm=True)
+    assert len(path.read_text().splitlines()) == 4
+    monkeypatch.undo()
+
+    again = make("ntp", batch_size=2, finished=path)
+    ran = []
+    monkeypatch.setattr(again, "_model_generate", lambda *a, f=again._model_generate, **k: ran.append(1) or f(*a, **k))
+    assert again.generate_until(requests(), disable_tqdm=True) == texts
+    assert len(ran) == 1 and len(path.read_text().splitlines()) == 6
+    costs = [[s["tokens"], s["forwards"]] for s in whole.samples]
+    assert [[s["tokens"], s["forwards"]] for s in again.samples] == costs
+
+
+def test_finished_requests_belong_to_a_decoder_and_to_settings(make, tmp_path, monkeypatch):
+    path = tmp_path / "finished.jsonl"
+    make("ntp", finished=path).generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True)
+    make("ntp", finished=path).generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True)
+    assert len(path.read_text().splitlines()) == 2
+    make("sbd-lossless:block_size=4", finished=path).generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True)
+    assert len(path.read_text().splitlines()) == 4
+    make("ntp", finished=path).generate_until(requests(prompts=PROMPTS[:2], max_gen_toks=3), disable_tqdm=True)
+    assert len(path.read_text().splitlines()) == 6
+
+
+def test_new_weights_in_the_same_folder_are_another_model(shared_model, tokenizer, tmp_path):
+    from eval.model import _identity
+
+    shared_model("llama").save_pretrained(tmp_path)
+    before = _identity(str(tmp_path))
+    assert _identity(str(tmp_path)) == before and json.dumps(before)
+    shared_model("llama", seed=1).save_pretrained(tmp_path)
+    assert _identity(str(tmp_path)) != before
+
+
+def test_samples_drawn_several_times_are_kept_apart(make, tmp_path):
+    repeated = requests(prompts=["x", "x", "x"], do_sample=True, temperature=1.0)
+    torch.manual_seed(0)
+    texts = make("ntp", finished=tmp_path / "f.jsonl").generate_until(repeated, disable_tqdm=True)
+    assert len(set(texts)) > 1
+    assert make("ntp", finished=tmp_path / "f.jsonl").generate_until(repeated, disable_tqdm=True) == texts
+
+
+def test_semicolons_stand_for_commas_in_lm_evals_argument_string(shared_model, tokenizer, tmp_path):
+    shared_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    from lm_eval.api.registry import get_model
+
+    arguments = f"pretrained={tmp_path},decoder=sbd:block_size=4;entropy_bound=0.5,dtype=float32"
+    ours = get_model("setflow").create_from_arg_string(arguments, {"batch_size": 2, "device": "cpu"})
+    assert type(ours) is SetflowLM and ours.decoder.block_size == 4 and ours.decoder.rule.entropy_bound == 0.5
+    assert len(ours.generate_until(requests(), disable_tqdm=True)) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("field, value", [("batch_size", "auto"), ("batch_size", 0), ("decoder", "sbdd")])
+def test_impossible_arguments_are_refused(make, field, value):
+    with pytest.raises(ValueError, match=value if field == "decoder" else field):
+        make(**{field: value})
+
+
+def test_stop_text_looks_behind_the_prompt_only(tokenizer):
+    criterion = StopText(tokenizer, ["ab"], prompt_width=3)
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in ("xab" + "cde", "xxa" + "bcd", "xxx" + "cab")]
+    assert criterion(torch.tensor(rows), None).tolist() == [False, False, True]

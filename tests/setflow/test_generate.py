@@ -1,0 +1,148 @@
+"""``setflow generate``: the text is the decoder's, the figures are true, mistakes get one sentence."""
+
+import io
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROMPT = "47 + 5 = ?\n"
+
+
+def expected(folder: str, new_tokens: int) -> str:
+    """What stock ``model.generate`` says."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_json_holds_the_text_of_model_generate(setflow, tiny):
+    code, out, err = setflow(
+        "generate", PROMPT, "--model", tiny, "--decoder", "ntp", "--max-new-tokens", "20", "--json"
+    )
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert report["text"] == expected(tiny, 20)
+    assert report["decoder"] == "ntp" and report["dtype"] == "float32"
+    assert report["tokens"] == report["forwards"] == 20 and report["tokens_per_forward"] == 1
+    assert "compare" not in report
+
+
+def test_comparison_measures_both_baselines(setflow, tiny):
+    spec = "sbd-lossless:block_size=4"
+    code, out, _ = setflow(
+        "generate", PROMPT, "--model", tiny, "--decoder", spec, "--max-new-tokens", "20", "--json", "--compare"
+    )
+    report = json.loads(out)
+    assert code == 0 and report["same_text"] is True and report["text"] == expected(tiny, 20)
+    assert set(report["compare"]) == {"ntp", "model.generate"}
+    assert report["speed_up"] == pytest.approx(
+        report["tokens_per_second"] / report["compare"]["model.generate"]["tokens_per_second"], rel=0.02
+    )
+
+
+def test_plain_text_goes_to_stdout_and_figures_to_stderr(setflow, tiny):
+    code, out, err = setflow("generate", PROMPT, "--model", tiny, "--decoder", "ntp", "--max-new-tokens", "20")
+    assert code == 0 and out.rstrip("\n") == (PROMPT + expected(tiny, 20)).rstrip("\n")
+    assert "\x1b" not in out + err
+    assert err.startswith("ntp: 20 tokens, 20 forwards, 1.00 tokens per forward, ")
+
+
+def test_comparison_as_a_table_says_whether_the_text_is_the_same(setflow, tiny):
+    arguments = ("generate", PROMPT, "--model", tiny, "--max-new-tokens", "30", "--compare")
+    code, _, err = setflow(*arguments, "--decoder", "prompt-lookup:block_size=4")
+    assert code == 0 and err.endswith("text: the same as next-token decoding's\n")
+    assert [line.split()[0] for line in err.splitlines()[:4]] == [
+        "decoder",
+        "prompt-lookup:block_size=4",
+        "ntp",
+        "model.generate",
+    ]
+    code, _, err = setflow(*arguments, "--decoder", "sbd:block_size=8,entropy_bound=100")
+    assert code == 0 and "text: differs from next-token decoding's from token " in err
+    code, _, err = setflow(*arguments, "--temperature", "1")
+    assert code == 0 and "text: sampled, so not compared" in err
+
+
+def test_default_decoder(setflow, tiny, model_folder):
+    def default(folder: str) -> str:
+        return json.loads(setflow("generate", PROMPT, "--model", folder, "--max-new-tokens", "4", "--json")[1])[
+            "decoder"
+        ]
+
+    assert default(tiny) == "sbd:block_size=16,entropy_bound=0.1"
+    assert default(model_folder(mask_token=False)) == "ntp"
+    named = model_folder()
+    with open(f"{named}/generation_config.json", "w") as file:
+        json.dump({"decoder": "sbd-lossless:block_size=4", "eos_token_id": 1, "pad_token_id": 2}, file)
+    assert default(named) == "sbd-lossless:block_size=4"
+
+
+def test_a_seed_repeats_a_sample(setflow, tiny):
+    def text(seed: int) -> str:
+        arguments = ("--model", tiny, "--max-new-tokens", "20", "--temperature", "1", "--seed", str(seed), "--json")
+        return json.loads(setflow("generate", PROMPT, *arguments)[1])["text"]
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_dtype_and_prompt_from_standard_input(setflow, tiny, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    code, out, _ = setflow("generate", "-", "--model", tiny, "--dtype", "bf16", "--max-new-tokens", "4", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["dtype"] == "bfloat16" and report["prompt"] == PROMPT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate", ""], "error: the prompt is empty"),
+        (["generate", "x", "--model", "no-such-folder"], "error: model 'no-such-folder' does not exist"),
+        (["generate", "x", "--model", "./no/such"], "error: model './no/such' does not exist"),
+        (["generate", "x", "--model", "tests/no-such"], "error: model 'tests/no-such' does not exist"),
+        (["generate", "x", "--model", "no-such/model"], "error: model 'no-such/model' cannot be loaded: "),
+        (["generate", "x", "--model", "EMPTY"], "is a folder without config.json"),
+        (["generate", "x", "--model", "TINY", "--decoder", "sdb"], "error: unknown decoder 'sdb', did you mean 'sbd'?"),
+        (["generate", "x", "--model", "TINY", "--decoder", "sbd:blok_size=4"], "unknown key 'blok_size', did you mean"),
+        (["generate", "x", "--model", "TINY", "--decoder", "sbd:block_size=0"], "error: block_size must be"),
+        (["generate", "x", "--model", "TINY", "--dtype", "fp8"], "error: dtype must be one of bf16, fp32, got 'fp8'"),
+        (["generate", "x", "--model", "TINY", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["generate", "x", "--model", "TINY", "--temperature", "-1"], "--temperature"),
+        (["generate", "x", "--model", "TINY", "--max-new-tokens", "1000"], "error: max_new_tokens must be from 1 to 9"),
+        (["generate", "1 " * 99, "--model", "TINY"], "error: the prompt is too long: it has "),
+        (["generate", "x", "--model", "UNMASKED", "--decoder", "sbd"], "error: mask_token_id: this model has no mask"),
+        (["generate", "x", "--unknown"], "No such option: --unknown"),
+        (["unknown"], "No such command 'unknown'"),
+        (["finetune", "no-such-recipe"], "error: recipe 'no-such-recipe' is no file and no packaged recipe; those are"),
+        (["finetune", "embedded-ntp", "leraning=1"], "error: unknown key 'leraning'"),
+        (["chat", "--model", "no-such-folder"], "error: model 'no-such-folder' does not exist"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(setflow, tiny, model_folder, tmp_path, arguments, sentence):
+    folders = {"TINY": lambda: tiny, "EMPTY": lambda: str(tmp_path), "UNMASKED": lambda: model_folder(mask_token=False)}
+    code, out, err = setflow(*(folders.get(argument, lambda a=argument: a)() for argument in arguments))
+    assert code == 2 and out == "" and sentence in err
+    assert "Traceback" not in err and (not err.startswith("error") or err.count("\n") == 1)
+
+
+def test_ctrl_c_ends_without_a_traceback(setflow, tiny, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("setflow.run.run", stopped)
+    code, out, err = setflow("generate", "x", "--model", tiny)
+    assert code == 130 and out == "" and "Traceback" not in err
+
+
+def test_weights_that_are_missing_from_the_files_are_named(setflow, tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    code, _, err = setflow("generate", "x", "--model", str(tmp_path / "model"), "--max-new-tokens", "2")
+    assert code == 0 and "warning: model " in err and "model.norm.weight" in err

@@ -1,0 +1,70 @@
+"""The rules of the house: floors, packages, pinned versions, and a README that names what exists."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLOORS = {"decoding": 1, "sbd": 2, "rpt": 2, "dfm": 2, "finetune": 3, "eval": 3, "setflow": 4}
+# Two methods use the pure sampling rules of a third, which never imports them.
+NEIGHBOURS = {("sbd", "dfm"), ("rpt", "dfm")}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_package_imports_only_from_floors_below(package):
+    for path in sources(package):
+        for name in imported(path) & FLOORS.keys() - {package}:
+            allowed = FLOORS[name] < FLOORS[package] or (package, name) in NEIGHBOURS
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}, which is not below {package}"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_folder_with_code_is_in_the_wheel(package):
+    assert package in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    for folder in {path.parent for path in sources(package)}:
+        assert (folder / "__init__.py").is_file(), (
+            f"{folder.relative_to(ROOT)} has no __init__.py, so no wheel takes it"
+        )
+
+
+def test_versions_are_ranges_here_and_pins_there():
+    project = PROJECT["project"]
+    for text in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]:
+        assert "==" not in text and (">=" in text or text.startswith("setflow[")), text
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", pin) for pin in pins)
+
+
+def test_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w./*-]+)` \|", text, flags=re.MULTILINE)  # the table of files
+    table = [name for name in rows if re.search(r"/|\.(?:py|toml|txt|yaml|md)$", name)]
+    assert table, "the README has no table of files"
+    mentioned = re.findall(r"`([\w./-]+\.(?:py|yaml|toml))`", text)
+    missing = [name for name in table + mentioned if not list(ROOT.glob(name.rstrip("/")))]
+    assert not missing
+
+
+def test_no_path_of_any_machine():
+    for package in FLOORS:
+        for path in sources(package):
+            assert not re.search(r"[\"'](/home|/root|/work|/Users)/", path.read_text(encoding="utf-8")), path
