@@ -108,5 +108,6 @@ def test_humaneval_plus_references_pass(consent, data_folder):
     tests = [f"{d['test']}\ncheck({d['entry_point']})" for d in docs]
     assert pass_rate([d["prompt"] + d["canonical_solution"] for d in docs], tests) == 1.0
     assert pass_rate([d["prompt"] + "    return None\n" for d in docs], tests) == 0.0
+    # HumanEval's own references are not all right, says EvalPlus.
     base = data.humaneval(data_folder)["test"]
-    assert pass_rate([d["prompt"] + d["canonical_solution"] for d in base], tests) == 1.0
+    assert 0.9 < pass_rate([d["prompt"] + d["canonical_solution"] for d in base], tests) < 1.0

@@ -2,8 +2,6 @@
 
 import time
 
-import time
-
 import pytest
 
 from eval.sandbox import Limits, run_untrusted
