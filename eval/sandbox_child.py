@@ -77,12 +77,14 @@ def build_root(readable, megabytes):
     root = "/proc"  # a folder that every system has and that we do not need any more
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     os.mkdir(f"{root}/tmp")
+    mount(
+        "tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={megabytes}m,nr_inodes=4096,mode=1777"
+    )  # first: a venv may lie in it
     shown = []
     for path in sorted({*SYSTEM_PATHS, *DEVICES, *readable}, key=lambda path: path.count("/")):
         if os.path.exists(path) and not any(path.startswith(f"{other}/") for other in shown):
             show(root, path)
             shown.append(path)
-    mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={megabytes}m,nr_inodes=4096,mode=1777")
     make_read_only(root, recursive=False)
     os.chdir(root)
     mount(".", "/", None, MS_MOVE)

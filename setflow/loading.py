@@ -22,15 +22,18 @@ def load_model(source: str | None, dtype: torch.dtype | None = None) -> tuple[Pr
             raise ValueError("this installation has no embedded model; name a model of your own")
         return _load(str(EMBEDDED), dtype or torch.float32)
     path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"model {source!r} is a folder without config.json, so there is no model in it")
-        return _load(str(path), dtype)
-    # Asking the hub takes long where there is no network, so what can only be a mistyped path is not asked for.
+    check_source(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"model {source!r} is a folder without config.json, so there is no model in it")
+    return _load(str(path) if path.is_dir() else source, dtype)
+
+
+def check_source(source: str) -> None:
+    """Raise ValueError for what can only be a mistyped path: asking the hub for it takes long without a network."""
     owner, _, name = source.partition("/")
-    if not owner or not name or "/" in name or owner.startswith((".", "~")) or Path(owner).is_dir():
+    mistyped = not owner or not name or "/" in name or owner.startswith((".", "~")) or Path(owner).is_dir()
+    if mistyped and not Path(source).expanduser().is_dir():
         raise ValueError(f"model {source!r} does not exist; give a folder with config.json, or a hub name OWNER/NAME")
-    return _load(source, dtype)
 
 
 def _load(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -26,8 +26,11 @@ def finetune(
     """
     need_extra("train", ("accelerate", "yaml"))
     import finetune as package
+    from setflow.loading import check_source
 
     chosen = package.load_recipe(find_recipe(recipe), overrides or ())
+    if chosen.model is not None:
+        check_source(chosen.model)
     report = package.finetune(chosen)
     losses = report["held_out_next_token_loss_nats"]
     for name, loss in losses.items():

@@ -2,6 +2,9 @@
 
 import json
 import sys
+import time
+from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from setflow.run import Run, Settings
 
 STOCK = "model.generate"
+ROUNDS = 3  # of a comparison, fewer where they take long
+SECONDS_FOR_ROUNDS = 10
 
 
 def generate(
@@ -63,7 +68,7 @@ def generate(
     elif not as_json:
         show_text(prompt + result.text, console)
 
-    # The first run was slowed by the terminal and by first calls, so a comparison runs all of them anew.
+    # The first run was slowed by the terminal and by first calls, so a comparison runs it anew.
     runs = {opened.spec: result}
     if compare:
         runs = _measure(opened, ids, settings)
@@ -92,12 +97,17 @@ def _watch(opened: Opened, prompt: str, ids: list[int], settings: "Settings", co
 
 
 def _measure(opened: Opened, ids: list[int], settings: "Settings") -> "dict[str, Run]":
-    """The decoder, next-token decoding in the same engine, and the model's own generate."""
+    """The decoder, next-token decoding in the same engine, and the model's own generate, in turns; median seconds."""
     from decoding import NextTokenDecoder
     from setflow.run import run
 
     decoders = {opened.spec: opened.decoder, "ntp": NextTokenDecoder(), STOCK: None}
-    return {name: run(opened.model, opened.tokenizer, ids, decoder, settings) for name, decoder in decoders.items()}
+    runs = {name: [] for name in decoders}
+    started = time.perf_counter()
+    while not runs[STOCK] or len(runs[STOCK]) < ROUNDS and time.perf_counter() - started < SECONDS_FOR_ROUNDS:
+        for name, decoder in decoders.items():
+            runs[name].append(run(opened.model, opened.tokenizer, ids, decoder, settings))
+    return {name: replace(rounds[0], seconds=median(r.seconds for r in rounds)) for name, rounds in runs.items()}
 
 
 def _line(spec: str, run: "Run") -> str:
