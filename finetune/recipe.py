@@ -3,17 +3,18 @@
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import TrainingArguments
 
 from decoding import decoder_from_spec
-
-OBJECTIVES = ("ntp", "sbd")
+from finetune.objectives import METHODS
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,7 +36,8 @@ class Recipe:
     model: folder or hub name of the model to start from; absent if ``new_model`` is given.
     new_model: keyword arguments of LlamaConfig for a model trained from scratch, with ``tokenizer``.
     tokenizer: folder or hub name; by default the model's own.
-    objective: "ntp" or "sbd"; objective_options: the fields of that objective.
+    objective: a name in ``finetune.objectives.METHODS``, such as "ntp" or "sbd".
+    objective_options: the fields of that objective.
     sequence_length: tokens in a packed row.
     decoder: decoder spec that the model is saved with as its default.
     compile: compile the trunk (torch.compile), which pays on runs of more than a few minutes.
@@ -56,8 +58,8 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.objective not in METHODS:
+            raise ValueError(f"objective must be one of {', '.join(METHODS)}, got {self.objective!r}")
         if (self.model is None) == (self.new_model is None):
             raise ValueError(
                 "give either model (a folder or hub name) or new_model (a LlamaConfig), not both or neither"
@@ -71,7 +73,12 @@ class Recipe:
             _check_known(f"training.{name}", name, known)
 
     def training_arguments(self) -> TrainingArguments:
-        return TrainingArguments(output_dir=self.output, remove_unused_columns=False, report_to="none", **self.training)
+        settings = {"report_to": "none", **self.training}
+        if settings.get("bf16") and not _computes_in_bf16(settings):
+            # Without the instructions, autocast converts back and forth: 30 times slower than float32 on one CPU.
+            print("bf16: this CPU has no bf16 instructions, so the run computes in float32", file=sys.stderr)
+            settings["bf16"] = False
+        return TrainingArguments(output_dir=self.output, remove_unused_columns=False, **settings)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -103,6 +110,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         return Recipe(**values)
     except TypeError as error:  # a required key is missing
         raise ValueError(f"recipe {str(path)!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
+
+
+def _computes_in_bf16(settings: Mapping[str, Any]) -> bool:
+    on_cpu = settings.get("use_cpu") or not torch.accelerator.is_available()
+    return not on_cpu or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _check_known(shown: str, name: str, known: list[str]) -> None:

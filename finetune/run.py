@@ -10,11 +10,11 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.trainer_utils import get_last_checkpoint
 
-from decoding import NextTokenObjective, find_mask_token
+from decoding import NextTokenObjective
 from finetune.data import PackedDataset, read_texts
+from finetune.objectives import METHODS
 from finetune.recipe import Recipe
 from finetune.trainer import ObjectiveTrainer
-from sbd import SetBlockObjective
 
 
 def finetune(recipe: Recipe) -> dict:
@@ -25,10 +25,9 @@ def finetune(recipe: Recipe) -> dict:
     transformers.set_seed(recipe.training.get("seed", 42))
     tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer or recipe.model)
     model = _build_model(recipe, tokenizer)
-    objective = {"ntp": NextTokenObjective, "sbd": SetBlockObjective}[recipe.objective](**recipe.objective_options)
-    if recipe.objective == "sbd":
-        mask_token_id = find_mask_token(model, objective.mask_token_id)
-        initialise_mask_token(model, mask_token_id)
+    method = METHODS[recipe.objective]
+    objective = method.build(recipe.objective_options)
+    method.prepare(objective, model, tokenizer)
     arguments = recipe.training_arguments()
     train = PackedDataset(
         read_texts(recipe.data), tokenizer, recipe.sequence_length, seed=arguments.data_seed or arguments.seed
@@ -61,9 +60,7 @@ def finetune(recipe: Recipe) -> dict:
         "held_out_next_token_loss_nats": {name: round(loss, 4) for name, loss in losses.items()},
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
-    if recipe.objective == "sbd":
-        model.generation_config.mask_token_id = mask_token_id
-        model.generation_config.trained_block_sizes = list(objective.block_sizes)
+    method.record(objective, model, tokenizer)
     if recipe.decoder is not None:
         model.generation_config.decoder = recipe.decoder
     # Else transformers takes the file for a copy of config.json when it loads it, and drops what that does not have.
@@ -72,14 +69,6 @@ def finetune(recipe: Recipe) -> dict:
     tokenizer.save_pretrained(recipe.output)
     (Path(recipe.output) / "training.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
-
-
-@torch.no_grad()
-def initialise_mask_token(model, mask_token_id: int) -> None:
-    """Set the mask token's embedding to the mean of all plus a little noise, unless the model already decodes blocks."""
-    if getattr(model.generation_config, "trained_block_sizes", None) is None:
-        table = model.get_input_embeddings().weight
-        table[mask_token_id] = table.mean(0) + 0.1 * table.std(0) * torch.randn_like(table[0])
 
 
 def _build_model(recipe: Recipe, tokenizer):

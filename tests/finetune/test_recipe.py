@@ -65,3 +65,12 @@ def test_a_stage_becomes_its_control_by_overrides():
     stage, control = (load_recipe(RECIPES / "embedded-sbd.yaml", changes) for changes in ([], overrides))
     assert control.objective == "ntp" and not control.objective_options and control.decoder is None
     assert stage.training == control.training and stage.data == control.data and stage.model == control.model
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_falls_back_where_the_cpu_has_no_instructions_for_it(recipe_file, monkeypatch, capsys, supported):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    arguments = load_recipe(recipe_file(MINIMAL + "training: {bf16: true, use_cpu: true}\n")).training_arguments()
+    assert arguments.bf16 is supported
+    assert ("float32" in capsys.readouterr().err) is not supported

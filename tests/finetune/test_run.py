@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune import finetune, load_recipe
 from finetune.data import PackedDataset, read_texts
-from finetune.run import initialise_mask_token
+from finetune.mask_token import initialise_mask_token
 from sbd import SetBlockDecoder
 
 TEXTS = [

@@ -1,0 +1,55 @@
+"""The objectives that a recipe can name, and what each asks of model and tokenizer beside its loss.
+
+A new method is one line in ``METHODS``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from decoding import find_mask_token
+from finetune.mask_token import initialise_mask_token
+
+
+def _nothing(objective, model, tokenizer) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to train with one objective.
+
+    objective: "module:Class" of a callable ``(model, batch) -> (loss, metrics)``; imported when a recipe names it.
+    prepare: called as ``prepare(objective, model, tokenizer)`` before training, after the weights are loaded and before
+        adapters and optimizer are made: the place to set a mask token or to add modules.
+    record: called likewise after training, before saving: the place to write what was trained into
+        ``model.generation_config``, where decoders look for it.
+    """
+
+    objective: str
+    prepare: Callable[[Any, Any, Any], None] = _nothing
+    record: Callable[[Any, Any, Any], None] = _nothing
+
+    def build(self, options):
+        """The objective with ``options`` (its fields); raises ValueError for an unknown one."""
+        module, _, name = self.objective.partition(":")
+        try:
+            return getattr(import_module(module), name)(**options)
+        except TypeError as error:
+            raise ValueError(f"objective_options: {str(error).replace('.__init__()', '')}") from None
+
+
+def _prepare_set_blocks(objective, model, tokenizer) -> None:
+    model.generation_config.mask_token_id = find_mask_token(model, objective.mask_token_id)
+    initialise_mask_token(model, model.generation_config.mask_token_id)
+
+
+def _record_set_blocks(objective, model, tokenizer) -> None:
+    model.generation_config.trained_block_sizes = list(objective.block_sizes)
+
+
+METHODS = {
+    "ntp": Method("decoding:NextTokenObjective"),
+    "sbd": Method("sbd:SetBlockObjective", _prepare_set_blocks, _record_set_blocks),
+}
