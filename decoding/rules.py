@@ -50,6 +50,9 @@ class EntropyBound:
     Source: EB-Sampler, arXiv 2505.24857; Set Block Decoding, arXiv 2509.04185, equations 8 and 18. The left side bounds
     the dependence between the tokens revealed together. 0 reveals one token per forward (more only where entropies
     are exactly 0 in floating point, which ``max_reveal=1`` excludes), infinity the whole block.
+
+    Beside a row in ``first``, whose law is exact, the bound is on the sum(H) of all others: by the chain rule this bounds
+    the dependence as well, and no guess is free. (Else one dear guess would ride along with every certain exact token.)
     """
 
     entropy_bound: float = 0.1
@@ -64,8 +67,12 @@ class EntropyBound:
     def __call__(self, scores: RowScores, masked: Tensor, first: Tensor | None = None) -> Tensor:
         order = _ranking(scores.cost(self.order), masked, first)
         entropy = scores.entropy.gather(-1, order)
-        accept = entropy.cumsum(-1) - entropy.cummax(-1).values <= self.entropy_bound
-        # cumsum - cummax does not fall, so the accepted rows are a prefix; rounding must not make it less than one.
+        free = entropy.cummax(-1).values
+        if first is not None:
+            exact = first.gather(-1, order)
+            entropy, free = entropy.masked_fill(exact, 0), free.masked_fill(exact.any(-1, keepdim=True), 0)
+        accept = entropy.cumsum(-1) - free <= self.entropy_bound
+        # The left side does not fall, so the accepted rows are a prefix; rounding must not make it less than one.
         return _reveal(accept, order, masked, first, self.max_reveal)
 
 

@@ -18,7 +18,7 @@ DEFAULT_SPECS = (
     "ntp",
     *(f"sbd:block_size=16,entropy_bound={bound}" for bound in BOUNDS),
     *(f"sbd:block_size=16,entropy_bound={bound},anchor=true" for bound in BOUNDS),
-    *(f"sbd:block_size=16,entropy_bound={bound},anchor=true,commit=prefix" for bound in (0.001, 0.002, *BOUNDS[1:])),
+    *(f"sbd:block_size=16,entropy_bound={bound},anchor=true,commit=prefix" for bound in (*BOUNDS, 0.05)),
     *LOSSLESS_SPECS,
 )
 

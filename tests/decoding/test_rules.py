@@ -298,3 +298,16 @@ def test_rules_are_values():
     assert repr(TopK(2)) == "TopK(top_k=2, order='confidence')"
     with pytest.raises(AttributeError):
         EntropyBound(0.1).entropy_bound = 2.0
+
+
+def test_beside_an_exact_row_every_guess_counts_against_the_bound():
+    """Without one, the dearest token is free; with one, it is that row, however certain or uncertain it is."""
+    masked = torch.ones(1, 4, dtype=torch.bool)
+    first = torch.tensor([[True, False, False, False]])
+    for of_first in (0.0, 5.0):
+        scores = with_entropies([of_first, 0.3, 0.1, 0.6])
+        revealed = [EntropyBound(bound)(scores, masked, first)[0].tolist() for bound in (0.0, 0.15, 0.45, 0.95, 1.05)]
+        assert [sum(row) for row in revealed] == [1, 2, 3, 3, 4]
+        assert revealed[2] == [True, True, True, False]
+    free = [EntropyBound(bound)(with_entropies([0.0, 0.3, 0.1, 0.6]), masked)[0].sum().item() for bound in (0.0, 0.15)]
+    assert free == [2, 3]

@@ -59,14 +59,15 @@ def reference(model, text: list[int], count: int, k: int, bound: float, anchor=F
             order = sorted((i for i in range(len(block)) if masked[i]), key=lambda i: (entropy[i], i))
             if anchored:
                 order = [0, *(i for i in order if i)]
-            anchored, chosen, total = False, [], []
+            chosen, total = [], []
             for i in order:
-                total.append(entropy[i])
-                if chosen and sum(total) - max(total) > bound:
+                total.append(0.0 if anchored and i == 0 else entropy[i])
+                if chosen and sum(total) - (0 if anchored else max(total)) > bound:
                     break
                 chosen.append(i)
             for i in chosen:
                 block[i], masked[i], decided[i] = rows[i].argmax().item(), False, forward
+            anchored = False
             while commit == "prefix" and masked and not masked[0]:
                 text, trace, anchored = text + block[:1], trace + decided[:1], anchor
                 block, masked, decided = block[1:], masked[1:], decided[1:]

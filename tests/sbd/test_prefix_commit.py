@@ -22,7 +22,7 @@ DICT = {"return_dict_in_generate": True}
 def test_one_anchored_token_per_forward_is_next_token_decoding(shared_model, prompts, family):
     """With a bound of 0 each forward reveals its anchor alone, so the text is the model's own, whatever the masks say."""
     model, inputs = shared_model(family), prompts(5, 12)
-    decoder = SetBlockDecoder(block_size=4, rule=EntropyBound(0, max_reveal=1), anchor=True, commit="prefix")
+    decoder = SetBlockDecoder(block_size=4, rule=EntropyBound(0), anchor=True, commit="prefix")
     output = model.generate(**inputs, max_new_tokens=20, custom_generate=decoder, **DICT)
     stock = model.generate(**inputs, max_new_tokens=20, do_sample=False, suppress_tokens=[MASK])
     assert torch.equal(output.sequences, stock)
