@@ -125,6 +125,15 @@ def test_a_stopping_criterion_sees_every_committed_prefix_once(shared_model, pro
     assert criterion.asked == [free[:n] for n in range(7, 15)]
 
 
+@pytest.mark.parametrize("criterion", [StopAtLength(15), MaxLengthCriteria(17)], ids=["own", "MaxLengthCriteria"])
+def test_a_criterion_counts_the_padding_as_in_stock_generate(shared_model, prompts, criterion):
+    model, inputs = shared_model("llama"), prompts(6, 11, 3)
+    arguments = {"max_new_tokens": 12, "do_sample": False, "stopping_criteria": [criterion]}
+    stock = model.generate(**inputs, **arguments)
+    assert stock.shape[1] < 11 + 12
+    assert torch.equal(model.generate(**inputs, **arguments, custom_generate=NTP), stock)
+
+
 @DECODERS
 @pytest.mark.parametrize("make", [lambda text: EosTokenCriteria(text[4]), lambda text: MaxLengthCriteria(9)])
 def test_criteria_of_the_kinds_that_generate_makes_itself(shared_model, prompts, decoder, make):
