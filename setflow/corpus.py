@@ -60,6 +60,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe,
         **SPECIAL,
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
