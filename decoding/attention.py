@@ -15,14 +15,17 @@ def run_trunk(
     visibility: Visibility,
     num_slots: int,
     cache: Cache | None = None,
+    embeddings: Tensor | None = None,
 ) -> Tensor:
     """Hidden states [B, R, D] after the last norm, without the language-model head.
 
     tokens, positions: [B, R] integers. ``num_slots`` is the number of key slots that attention sees; without a cache
-    they are the rows themselves, with one they are its slots.
+    they are the rows themselves, with one they are its slots. ``embeddings`` [B, R, D] take the place of those of the
+    tokens, for models that are told more than a token.
     """
     output = model.get_decoder()(
-        input_ids=tokens,
+        input_ids=tokens if embeddings is None else None,
+        inputs_embeds=embeddings,
         position_ids=positions,
         attention_mask=attention_masks(model, visibility, num_slots),
         past_key_values=cache,

@@ -21,6 +21,7 @@ class Decoder(ABC):
     needs_mask_token: ClassVar[bool] = False
     gives_logprobs: ClassVar[bool] = False  # of the next-token law, which it has to compute anyway
 
+    prefills: ClassVar[bool] = True  # whether the prompt is run causally, a long one in pieces before the first plan
     most_rows: ClassVar[int | None] = None  # if set: the batch gets the cost of forwards up to that many rows
 
     def check(self, model: PreTrainedModel, law: TokenLaw) -> None:

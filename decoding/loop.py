@@ -14,7 +14,7 @@ PREFILL_CHUNK = 512  # prompt tokens per forward; the last chunk rides with the 
 @torch.no_grad()
 def decode(engine: EngineModel, decoder: Decoder, batch: Batch, stream: StreamWriter) -> int:
     """Run ``batch`` to its end; returns the number of forwards that only filled the cache."""
-    prefills = prefill(engine, batch)
+    prefills = prefill(engine, batch) if decoder.prefills else 0
     decoder.begin(batch)
     in_cache = batch.unfinished
     while unfinished := batch.unfinished:
