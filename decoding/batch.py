@@ -66,7 +66,10 @@ class Sequence:
 
 @dataclass
 class Batch:
-    """The unfinished sequences of a run and what holds for all of them."""
+    """The unfinished sequences of a run and what holds for all of them.
+
+    ``config`` is the model's, where a method writes how the model was trained.
+    """
 
     sequences: list[Sequence]
     law: TokenLaw
@@ -74,6 +77,7 @@ class Batch:
     mask_token_id: int | None = None
     wants_logprobs: bool = False
     row_costs: Any = None
+    config: Any = None
     state: Any = None
 
     @property

@@ -82,6 +82,7 @@ def generate(
         Stopping.of(generation_config, stopping_criteria, input_ids.device),
         mask_token_id,
         output_logprobs,
+        config=model.config,
     )
     if decoder.most_rows is not None:
         batch.row_costs = measure_row_costs(engine, len(sequences), decoder.most_rows)

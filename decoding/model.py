@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from decoding.attention import MASK_FORMS, run_trunk
 from decoding.cache import SlotCache
 from decoding.gating import marked_block_rows
+from decoding.noise_level import with_noise_level
 from decoding.rows import Rows
 
 TESTED = ("llama", "qwen2", "qwen3", "mistral")
@@ -57,7 +58,10 @@ class EngineModel:
         """One forward pass over ``rows``."""
         self.cache.plan(rows.slots, rows.num_slots)
         with marked_block_rows(rows.is_block):
-            hidden = run_trunk(self.model, rows.tokens, rows.positions, rows.visibility, rows.num_slots, self.cache)
+            embeddings = with_noise_level(self.model, rows.tokens, rows.level)
+            hidden = run_trunk(
+                self.model, rows.tokens, rows.positions, rows.visibility, rows.num_slots, self.cache, embeddings
+            )
         return RowLogits(hidden, self.model.get_output_embeddings())
 
 

@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from decoding.noise_level import NONE
 from decoding.visibility import Visibility
 
 
 @dataclass
 class RowList:
-    """The rows of one sequence, in the order in which they will lie in the forward."""
+    """The rows of one sequence, in the order in which they will lie in the forward.
+
+    ``level`` says how noisy a block row's token is (:mod:`decoding.noise_level`).
+    """
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -23,6 +27,7 @@ class RowList:
     own_start: list[int] = field(default_factory=list)
     own_end: list[int] = field(default_factory=list)
     is_block: list[int] = field(default_factory=list)
+    level: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -37,9 +42,15 @@ class RowList:
         self.own_start.extend([0] * count)
         self.own_end.extend([0] * count)
         self.is_block.extend([0] * count)
+        self.level.extend([NONE] * count)
 
-    def add_block(self, tokens: SequenceOf[int], position: int, slot: int) -> None:
-        """Add a block from ``position`` on, in slots from ``slot`` on; its rows see all before it and each other."""
+    def add_block(
+        self, tokens: SequenceOf[int], position: int, slot: int, levels: SequenceOf[int] | None = None
+    ) -> None:
+        """Add a block from ``position`` on, in slots from ``slot`` on; its rows see all before it and each other.
+
+        ``levels``: how noisy its tokens are, for models that are told (:mod:`decoding.noise_level`).
+        """
         count = len(tokens)
         self.tokens.extend(tokens)
         self.positions.extend(range(position, position + count))
@@ -48,6 +59,7 @@ class RowList:
         self.own_start.extend([slot] * count)
         self.own_end.extend([slot + count] * count)
         self.is_block.extend([1] * count)
+        self.level.extend([NONE] * count if levels is None else levels)
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class Rows:
     positions: Tensor
     visibility: Visibility
     is_block: Tensor
+    level: Tensor
     slots: Tensor | slice
     num_slots: int
     counts: tuple[int, ...]
@@ -72,12 +85,12 @@ class Rows:
             scratch, num_slots = num_slots, num_slots + 1
             for rows in lists:
                 missing = width - len(rows)
-                for column, value in zip(vars(rows).values(), (0, 0, scratch, 0, scratch, scratch + 1, 0), strict=True):
+                for column, value in zip(vars(rows).values(), (0, 0, scratch, 0, scratch, scratch + 1, 0, NONE), strict=True):
                     column.extend([value] * missing)
         columns = torch.tensor([[column for column in vars(rows).values()] for rows in lists]).to(device)
-        tokens, positions, slots, prefix_end, own_start, own_end, is_block = columns.unbind(1)
+        tokens, positions, slots, prefix_end, own_start, own_end, is_block, level = columns.unbind(1)
         visibility = Visibility(torch.zeros_like(slots), prefix_end, own_start, own_end, anchor=positions)
         first = lists[0].slots[0]
         if len(lists) == 1 and lists[0].slots == list(range(first, first + width)):
             slots = slice(first, first + width)  # a view is written faster than an index
-        return cls(tokens, positions, visibility, is_block.bool(), slots, num_slots, counts)
+        return cls(tokens, positions, visibility, is_block.bool(), level, slots, num_slots, counts)

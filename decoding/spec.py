@@ -15,6 +15,7 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sbd": ("sbd", "SetBlockDecoder", {}),
     "sbd-lossless": ("sbd", "SelfSpeculativeDecoder", {}),
     "prompt-lookup": ("sbd", "SelfSpeculativeDecoder", {"draft": "prompt_lookup"}),
+    "dfm": ("dfm", "FlowDecoder", {}),
 }
 RULES: dict[str, type[Rule]] = {
     "entropy_bound": EntropyBound,

@@ -1,9 +1,10 @@
-"""Discrete flow matching: text from noise in few steps, as pure functions of tensors (arXiv 2407.15595).
+"""Discrete flow matching: text from noise in few steps (arXiv 2407.15595).
 
 Time runs from 0 (source) to 1 (data). A *source* says what noise is, a *scheduler* how much of the text is data at time
 t, a *path* joins both to a law for the noisy text X_t. A network learns the *posterior* p_1t: the law of each clean
 token given X_t. From it a *velocity* (rates of jumping) or a *kernel* (a finite step) moves X_t forward, and a
-*sampler* makes a whole text of such steps. Nothing here knows transformers, caches or files.
+*sampler* makes a whole text of such steps. FlowDecoder runs samplers on a language model, FlowObjective trains one for
+them; all else is pure functions of tensors.
 
     source = MaskSource(vocab_size, mask_id)
     path = MixturePath(source, CosineScheduler())
@@ -14,11 +15,13 @@ Read first: paths.py, velocity.py, kernels.py, samplers/state.py, samplers/grid.
 
 from dfm.beta_schedules import BetaSchedule, ConstantSpeedBeta, PowerBeta
 from dfm.conditional_velocity import KineticOptimalVelocity, MetricVelocity, ReversalVelocity, UniformWeightVelocity
-from dfm.draws import Draws
+from dfm.decoder import FlowDecoder
+from dfm.draws import BatchDraws, Draws
 from dfm.fit import FittedSchedule, fit_schedule, isotonic_decreasing
 from dfm.guidance import guide_law, guide_logits, guide_rates
 from dfm.infilling import draw_outside_span, draw_prefix, draw_share, keep_given
 from dfm.losses import denoising_loss, generalised_kl, rate_bound, stratified_times
+from dfm.objective import FlowObjective
 from dfm.paths import ConvexSumPath, EmbeddingDistance, MetricPath, MixturePath, Noised, Path
 from dfm.posterior import PosteriorModel, leave_one_out, noise_posterior, posterior_law
 from dfm.samplers import (
@@ -78,6 +81,7 @@ __all__ = [
     "P2",
     "Adaptive",
     "BackwardVelocity",
+    "BatchDraws",
     "BetaSchedule",
     "CallableScheduler",
     "CanvasRule",
@@ -98,6 +102,8 @@ __all__ = [
     "ExactX1",
     "FirstHitting",
     "FittedSchedule",
+    "FlowDecoder",
+    "FlowObjective",
     "FlowSample",
     "FlowState",
     "ForwardVelocity",

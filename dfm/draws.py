@@ -58,3 +58,30 @@ class Draws:
 
     def _of(self, where: Tensor) -> list[torch.Generator]:
         return [self.generators[b] for b in where.nonzero()[:, 0].tolist()]
+
+
+class LikeliestDraws(Draws):
+    """Takes the likeliest token wherever one is drawn from a law; places and times are still drawn."""
+
+    def categorical(self, law: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where, law.argmax(-1), 0)
+
+    def pick(self, where: Tensor) -> Tensor:
+        return Draws(self.generators).pick(where)
+
+
+class BatchDraws(Draws):
+    """All numbers at once from one generator, on the CPU: for training, where batches need not equal single runs."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def uniform(self, where: Tensor) -> Tensor:
+        values = torch.rand(where.shape, generator=self.generator, dtype=torch.float64).to(where.device)
+        return torch.where(where, values, 0)
+
+    def categorical(self, law: Tensor, where: Tensor) -> Tensor:
+        cumulative = law.double().cumsum(-1)
+        threshold = self.uniform(where)[..., None] * cumulative[..., -1:]
+        tokens = torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp_max(law.shape[-1] - 1)
+        return torch.where(where, tokens, 0)

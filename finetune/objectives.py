@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from decoding import find_mask_token
+from decoding.noise_level import add_noise_level_rows
 from finetune.mask_token import initialise_mask_token
 
 
@@ -49,7 +50,24 @@ def _record_set_blocks(objective, model, tokenizer) -> None:
     model.generation_config.trained_block_sizes = list(objective.block_sizes)
 
 
+def _prepare_flow(objective, model, tokenizer) -> None:
+    if objective.source == "mask":
+        model.generation_config.mask_token_id = find_mask_token(model, objective.mask_token_id)
+        if getattr(model.config, "flow", None) is None:
+            initialise_mask_token(model, model.generation_config.mask_token_id)
+    if objective.takes_level:
+        add_noise_level_rows(model)
+
+
+def _record_flow(objective, model, tokenizer) -> None:
+    traits, settings = objective.traits(model), model.generation_config
+    model.config.flow = traits.as_dict()
+    settings.trained_block_sizes = None if traits.block_sizes is None else list(traits.block_sizes)
+    settings.suppress_tokens = list(traits.excluded) or None
+
+
 METHODS = {
     "ntp": Method("decoding:NextTokenObjective"),
     "sbd": Method("sbd:SetBlockObjective", _prepare_set_blocks, _record_set_blocks),
+    "dfm": Method("dfm:FlowObjective", _prepare_flow, _record_flow),
 }

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from decoding.attention import run_trunk
+from decoding.blocks import BlockGrid, set_block_visibility
 from decoding.checks import check_choice, check_range
 from decoding.mask_token import find_mask_token
 from decoding.packed import Packing, next_token_targets, row_losses, target_mask
-from decoding.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -112,42 +112,3 @@ class SetBlockObjective:
             student = head(half[rows]).float().log_softmax(-1)
             parts.append(kl_div(student, teacher, log_target=True, reduction="none").sum(-1))
         return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class BlockGrid:
-    """The block [start, end) of every token of a packed row, both [B, L]; no block crosses a document."""
-
-    size: int
-    start: Tensor
-    end: Tensor
-
-    @classmethod
-    def of(cls, packing: Packing, wanted: Tensor, size: int, phase: str = "document") -> "BlockGrid":
-        segment_start, segment_end = packing.start, packing.end
-        if phase == "response":
-            # A segment is a run of equal `wanted` inside a document: give each run an id and bound it like a document.
-            run = (wanted.long().diff(dim=1, prepend=wanted[:, :1].long()) != 0).cumsum(1)
-            runs = Packing.of(torch.where(packing.is_padding, -1, packing.start * (run.max() + 1) + run))
-            segment_start, segment_end = runs.start, runs.end
-        # A shifted grid has a first block of `shift` tokens; counting from shift - size lets one formula serve both.
-        shift = int(torch.randint(size, ())) if phase == "random" else 0
-        origin = segment_start + shift - (size if shift else 0)
-        start = origin + (packing.index - origin).div(size, rounding_mode="floor") * size
-        return cls(size, torch.maximum(start, segment_start), torch.minimum(start + size, segment_end))
-
-
-def set_block_visibility(packing: Packing, blocks: BlockGrid, copies: int = 1) -> Visibility:
-    """Rows of [clean copy | masked copies] of L tokens each (figure 7 of the paper, written as two intervals)."""
-    length = packing.index.shape[1]
-    nothing = torch.zeros_like(packing.index)
-    # Padding sees itself alone, in every copy.
-    prefix_end = torch.where(packing.is_padding, packing.start, blocks.start)
-    offsets = [length * (1 + copy) for copy in range(copies)]
-    return Visibility(
-        prefix_start=packing.start.repeat(1, 1 + copies),
-        prefix_end=torch.cat([packing.index + 1, *([prefix_end] * copies)], dim=1),
-        own_start=torch.cat([nothing, *(blocks.start + offset for offset in offsets)], dim=1),
-        own_end=torch.cat([nothing, *(blocks.end + offset for offset in offsets)], dim=1),
-        anchor=packing.index.repeat(1, 1 + copies),
-    )

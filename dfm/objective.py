@@ -1,0 +1,199 @@
+"""The flow-matching objective: predict the clean text from a noisy copy of it, whole or block by block.
+
+Sources: arXiv 2407.15595 (whole texts); for blocks the layout of Set Block Decoding, arXiv 2509.04185, in which a clean
+causal copy runs beside a noisy one. A causal checkpoint is converted by nothing but this training: its mask rows, or the
+directions of its noise level, start from zero knowledge and the rest from its own weights.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from decoding.attention import run_trunk
+from decoding.blocks import BlockGrid, set_block_visibility
+from decoding.checks import check_choice, check_range
+from decoding.mask_token import find_mask_token
+from decoding.noise_level import NONE, noise_levels, with_noise_level
+from decoding.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.visibility import Visibility
+from dfm.draws import BatchDraws
+from dfm.infilling import draw_outside_span, draw_prefix, draw_share
+from dfm.losses import generalised_kl, stratified_times
+from dfm.named_samplers import SOURCES, named_scheduler
+from dfm.paths import MixturePath
+from dfm.traits import FlowTraits, ids_without_text
+
+GIVEN = {"prefix": draw_prefix, "share": draw_share, "span": draw_outside_span}
+LAST_TIME = 1 - 1e-3  # the weight of the generalised KL has a pole at 1
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """What a network is shown and asked. All [B, L]: the text, its noisy copy, which of it may be noise, which tokens
+    are to be predicted, and the time of each token (float64)."""
+
+    clean: Tensor
+    noisy: Tensor
+    free: Tensor
+    asked: Tensor
+    time: Tensor
+
+
+@dataclass(frozen=True)
+class FlowObjective:
+    """Mean loss in nats of predicting the clean tokens of X_t, and with blocks of the next token too.
+
+    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.packed`. The first token of a
+    text is always given.
+
+    source: "mask" or "uniform" noise; scheduler: a name of :data:`dfm.named_samplers.SCHEDULERS`.
+    block_sizes: one is drawn for each call; None trains on whole texts, in both directions.
+    loss: "cross_entropy" of the tokens that may be noise (with a mask source, of those that are), without time weight; or
+        the "generalised_kl", which bounds -log p(text) from above, per token that may be noise.
+    span: what a whole text is: a "document", or the packed "row" with all its documents (as in the paper).
+    given: tokens of a whole text that stay clean: "none", a random "prefix", a random "share", or all but a "span".
+    time_scope: with blocks, one time for each "row" or for each "block".
+    phase: where the grid of blocks starts, as in SetBlockObjective.
+    time_input: tell the network the noise level (:mod:`decoding.noise_level`): "none", "additive", or by default none for
+        the mask source, whose posterior does not depend on it, and additive for the uniform one.
+    shift: row i - 1 predicts token i, which keeps the habit of a causal checkpoint.
+    ntp_weight: weight of the next-token cross-entropy of the clean copy; only with blocks.
+    """
+
+    source: Literal["mask", "uniform"] = "mask"
+    scheduler: str = "linear"
+    block_sizes: tuple[int, ...] | None = None
+    loss: Literal["cross_entropy", "generalised_kl"] = "cross_entropy"
+    span: Literal["document", "row"] = "document"
+    given: Literal["none", "prefix", "share", "span"] = "none"
+    time_scope: Literal["row", "block"] = "block"
+    phase: Literal["document", "random", "response"] = "random"
+    time_input: Literal["none", "additive"] | None = None
+    shift: bool = False
+    ntp_weight: float = 1.0
+    mask_token_id: int | None = None
+
+    def __post_init__(self):
+        check_choice("source", self.source, SOURCES)
+        named_scheduler(self.scheduler, FlowTraits().make_source(2, 1))
+        check_choice("loss", self.loss, ("cross_entropy", "generalised_kl"))
+        check_choice("span", self.span, ("document", "row"))
+        check_choice("given", self.given, ("none", *GIVEN))
+        check_choice("time_scope", self.time_scope, ("row", "block"))
+        check_choice("phase", self.phase, ("document", "random", "response"))
+        check_choice("time_input", self.time_input, (None, "none", "additive"))
+        check_choice("shift", self.shift, (True, False))
+        check_range("ntp_weight", self.ntp_weight, 0)
+        if self.block_sizes is not None:
+            object.__setattr__(self, "block_sizes", tuple(self.block_sizes))
+            if not self.block_sizes or min(self.block_sizes) < 1:
+                raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {self.block_sizes}")
+            if self.given != "none":
+                raise ValueError(
+                    f"given must be 'none' with block_sizes: what stands before is given, got {self.given!r}"
+                )
+
+    @property
+    def takes_level(self) -> bool:
+        return self.time_input == "additive" or (self.time_input is None and self.source == "uniform")
+
+    def traits(self, model) -> FlowTraits:
+        """What to write into ``model.config.flow``."""
+        return FlowTraits(self.source, self.shift, tuple(ids_without_text(model)), self.block_sizes)
+
+    def path(self, model) -> MixturePath:
+        """The path, for the vocabulary of ``model``."""
+        mask_id = find_mask_token(model, self.mask_token_id) if self.source == "mask" else None
+        source = self.traits(model).make_source(model.get_input_embeddings().num_embeddings, mask_id)
+        return MixturePath(source, named_scheduler(self.scheduler, source))
+
+    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = batch["input_ids"]
+        packing = Packing.of(batch["document_ids"])
+        wanted = target_mask(batch, packing)
+        blocks, path = self._blocks(packing, wanted), self.path(model)
+        noisy = self._noise(tokens, packing, wanted, blocks, path)
+        states, clean = self._run(model, packing, blocks, noisy, path)
+
+        losses = self._losses(model, states, noisy, path)
+        # Masked tokens alone are asked, but the bound is on all that may be noise.
+        labels = noisy.free.sum() if self.loss == "generalised_kl" else noisy.asked.sum()
+        total, count = losses.sum(), int(labels)
+        metrics = {"flow_loss": (losses.sum() / labels).detach()}
+        if clean is not None and self.ntp_weight:
+            rows = next_token_targets(packing, wanted)
+            ntp = row_losses(model, clean[rows], tokens.roll(-1, dims=1)[rows])
+            metrics["ntp_loss"] = ntp.detach().mean()
+            total, count = total + self.ntp_weight * ntp.sum(), count + ntp.numel()
+        metrics["labels"] = count
+        return total / max(1, count), metrics
+
+    def _blocks(self, packing: Packing, wanted: Tensor) -> BlockGrid | None:
+        if self.block_sizes is None:
+            return None
+        size = self.block_sizes[int(torch.randint(len(self.block_sizes), ()))]
+        return BlockGrid.of(packing, wanted, size, self.phase)
+
+    def _noise(self, tokens, packing: Packing, wanted: Tensor, blocks: BlockGrid | None, path) -> NoisyBatch:
+        """Draw times, what is given, and X_t."""
+        draws = BatchDraws(torch.default_generator)
+        free = wanted & (packing.index > self._start(packing))
+        if self.given != "none":
+            free = free & ~GIVEN[self.given](~packing.is_padding, draws)
+        times = stratified_times(len(tokens), torch.default_generator, 1.0)[:, None].to(tokens.device)
+        unit = self._start(packing) if blocks is None else blocks.start
+        if blocks is None or self.time_scope == "block":  # the row's time, moved around the circle by the unit's own
+            own = torch.rand(tokens.shape, dtype=torch.float64).to(tokens.device).gather(1, unit)
+            times = (times + own) % 1
+        times = LAST_TIME * times.expand(tokens.shape)
+        noised = path.sample(path.source.sample(tokens, draws), tokens, times, draws)
+        noisy = torch.where(free, noised.tokens, tokens)
+        asked = free & noised.hidden if self.source == "mask" else free
+        return NoisyBatch(tokens, noisy, free, asked, times)
+
+    def _start(self, packing: Packing) -> Tensor:
+        """Where the text of each token starts, [B, L]."""
+        whole_row = self.block_sizes is None and self.span == "row"
+        return torch.where(packing.is_padding, packing.index, 0) if whole_row else packing.start
+
+    def _run(self, model, packing: Packing, blocks: BlockGrid | None, noisy: NoisyBatch, path):
+        """Hidden states [B, L, D] that predict each token, and those of the clean copy, None for whole texts."""
+        levels = noise_levels(path.scheduler.kappa(noisy.time), ~noisy.free)
+        if blocks is None:
+            rows, positions = noisy.noisy, packing.index if self.span == "row" else packing.position
+            visibility = self._whole_text(packing)
+        else:
+            rows, positions = torch.cat([noisy.clean, noisy.noisy], dim=1), packing.position.repeat(1, 2)
+            visibility = set_block_visibility(packing, blocks)
+            levels = torch.cat([torch.full_like(levels, NONE), levels], dim=1)
+        embeddings = with_noise_level(model, rows, levels)
+        hidden = run_trunk(model, rows, positions, visibility, rows.shape[1], embeddings=embeddings)
+        length = noisy.clean.shape[1]
+        clean, states = (None, hidden) if blocks is None else hidden.split(length, dim=1)
+        if self.shift:
+            states = states.roll(1, dims=1)
+            if blocks is not None:
+                opens = (packing.index == blocks.start)[..., None]
+                states = torch.where(opens, clean.roll(1, dims=1), states)
+        return states, clean
+
+    def _whole_text(self, packing: Packing) -> Visibility:
+        start, nothing = self._start(packing), torch.zeros_like(packing.index)
+        count = (~packing.is_padding).sum(-1, keepdim=True)
+        end = torch.where(packing.is_padding, packing.index + 1, count) if self.span == "row" else packing.end
+        return Visibility(nothing, nothing, start, end, packing.index)
+
+    def _losses(self, model, states: Tensor, noisy: NoisyBatch, path: MixturePath) -> Tensor:
+        """Losses [N] of the tokens that are asked for."""
+        logits = model.get_output_embeddings()(states[noisy.asked]).float()
+        logits[:, ids_without_text(model)] = -torch.inf
+        if path.source.mask_id is not None:
+            logits[:, path.source.mask_id] = -torch.inf
+        clean = noisy.clean[noisy.asked]
+        if self.loss == "cross_entropy":
+            return cross_entropy(logits, clean, reduction="none")
+        shown, time = noisy.noisy[noisy.asked], noisy.time[noisy.asked]
+        return generalised_kl(logits[:, None], shown[:, None], clean[:, None], time, path)[:, 0]
