@@ -23,5 +23,5 @@ class NextTokenObjective:
         hidden = run_trunk(model, tokens, packing.position, visibility, num_slots=tokens.shape[1])
         rows = next_token_targets(packing, target_mask(batch, packing))
         losses = row_losses(model, hidden[rows], tokens.roll(-1, dims=1)[rows])
-        loss = losses.mean()
-        return loss, {"ntp_loss": loss.detach()}
+        loss = losses.sum() / max(1, losses.numel())  # a batch may hold prompts only
+        return loss, {"ntp_loss": loss.detach(), "labels": losses.numel()}

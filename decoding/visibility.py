@@ -5,7 +5,7 @@ past; the *own* interval holds the block that the row belongs to, seen in both d
 training copies and look-ahead branches are all of this form, so this file builds every attention mask we use.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class Visibility:
         """Rows written to ``slots`` [B, R], each seeing [start, slot]: plain next-token attention."""
         nothing = torch.zeros_like(slots)
         return cls(nothing + start, slots + 1, nothing, nothing, slots)
+
+    def of_rows(self, rows: slice) -> "Visibility":
+        """The same slots seen by ``rows`` alone."""
+        return Visibility(*(getattr(self, field.name)[:, rows] for field in fields(self)))
 
     def within_window(self, window: int | None) -> "Visibility":
         """The same rows under a sliding window of ``window`` positions: the prefix starts later, two intervals remain."""

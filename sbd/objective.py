@@ -10,12 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
+from transformers import DynamicCache
 
 from decoding.attention import run_trunk
 from decoding.blocks import BlockGrid, set_block_visibility
 from decoding.checks import check_choice, check_range
+from decoding.gating import marked_block_rows
 from decoding.mask_token import find_mask_token
 from decoding.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class SetBlockObjective:
     ntp_weight, matp_weight: weights of the two parts (1, 1).
     distill: weight of KL(p || q) from the model's own next-token law p (detached) to the masked law q of the same
         token, which aims at the acceptance of drafts, 1 - TV(p, q).
+    gated: what is trained acts on mask rows only, so the clean rows are constants: they run without gradient, and the
+        next-token loss, which nothing can change, is left out.
     """
 
     block_sizes: tuple[int, ...] = tuple(range(2, 17))
@@ -47,6 +52,7 @@ class SetBlockObjective:
     ntp_weight: float = 1.0
     matp_weight: float = 1.0
     distill: float = 0.0
+    gated: bool = False
     mask_token_id: int | None = None
 
     def __post_init__(self):
@@ -59,6 +65,8 @@ class SetBlockObjective:
         check_range("mask_ramp", self.mask_ramp, 0, 1, include_high=False)
         for name in ("ntp_weight", "matp_weight", "distill"):
             check_range(name, getattr(self, name), 0)
+        if self.gated and self.ntp_weight != 1:
+            raise ValueError(f"ntp_weight has no meaning with gated=True, got {self.ntp_weight!r}; leave it out")
 
     def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = batch["input_ids"]
@@ -71,16 +79,20 @@ class SetBlockObjective:
         mask_id = find_mask_token(model, self.mask_token_id)
         rows = torch.cat([tokens, *(tokens.masked_fill(mask, mask_id) for mask in copies)], dim=1)
         positions = packing.position.repeat(1, 1 + len(copies))
-        hidden = run_trunk(model, rows, positions, set_block_visibility(packing, blocks, len(copies)), rows.shape[1])
+        hidden = run_copies(
+            model, rows, positions, set_block_visibility(packing, blocks, len(copies)), tokens.shape[1], self.gated
+        )
         clean, *noisy = hidden.split(tokens.shape[1], dim=1)
 
-        next_rows = next_token_targets(packing, wanted)
+        next_rows = next_token_targets(packing, wanted & (not self.gated))
         ntp = row_losses(model, clean[next_rows], tokens.roll(-1, dims=1)[next_rows])
         block_rows = torch.cat([half[mask] for half, mask in zip(noisy, copies, strict=True)])
         matp = row_losses(model, block_rows, torch.cat([tokens[mask] for mask in copies]))
         count = max(1, ntp.numel() + matp.numel())
         loss = (self.ntp_weight * ntp.sum() + self.matp_weight * matp.sum()) / count
-        metrics = {"ntp_loss": ntp.detach().mean(), "matp_loss": matp.detach().mean()}
+        metrics = {"matp_loss": matp.detach().mean(), "labels": count}
+        if not self.gated:
+            metrics["ntp_loss"] = ntp.detach().mean()
         if self.distill:
             divergence = self._divergence(model, clean, noisy, copies, packing)
             loss = loss + self.distill * divergence.sum() / count
@@ -112,3 +124,25 @@ class SetBlockObjective:
             student = head(half[rows]).float().log_softmax(-1)
             parts.append(kl_div(student, teacher, log_target=True, reduction="none").sum(-1))
         return torch.cat(parts)
+
+
+def run_copies(
+    model, rows: Tensor, positions: Tensor, visibility: Visibility, length: int, frozen_clean: bool = False
+) -> Tensor:
+    """Hidden states [B, R, D] of [clean copy | masked copies], where the clean copy has ``length`` rows.
+
+    frozen_clean: run the clean copy without gradient. The masked rows then find its keys in a cache, in the slots where
+        one forward would have them.
+    """
+    is_block = (torch.arange(rows.shape[1], device=rows.device) >= length).expand_as(rows)
+    if not frozen_clean:
+        with marked_block_rows(is_block):
+            return run_trunk(model, rows, positions, visibility, rows.shape[1])
+    cache = DynamicCache()
+    with torch.no_grad():
+        clean = visibility.of_rows(slice(length))
+        clean = run_trunk(model, rows[:, :length], positions[:, :length], clean, length, cache)
+    with marked_block_rows(is_block[:, length:]):
+        masked = visibility.of_rows(slice(length, None))
+        masked = run_trunk(model, rows[:, length:], positions[:, length:], masked, rows.shape[1], cache)
+    return torch.cat([clean, masked], dim=1)

@@ -116,6 +116,7 @@ def test_gradients_are_finite_and_reach_the_mask_embedding(fresh_model, options)
     torch.manual_seed(0)
     loss, metrics = SetBlockObjective(block_sizes=(4,), **options)(model, batch_of(13, 6, 1, padding=4))
     loss.backward()
+    metrics = {name: torch.as_tensor(value) for name, value in metrics.items()}
     assert loss.isfinite() and all(value.isfinite() and not value.requires_grad for value in metrics.values())
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     assert model.model.embed_tokens.weight.grad[MASK].abs().max() > 0
