@@ -155,6 +155,8 @@ class FlowDecoder(Decoder):
         for place, sequence in enumerate(batch.unfinished):
             text: OpenText = sequence.state
             old = text.state.x, text.state.masked
+            if text.start > sequence.cached and self.block_size is not None and FlowTraits.of(batch.config).shift:
+                text.last_row = logits.hidden_of([place], [text.start - sequence.cached - 1])
             p1 = self._posterior(batch, logits, place, sequence)
             if self.block_size is not None:
                 sequence.cached = text.start
@@ -240,23 +242,34 @@ class FlowDecoder(Decoder):
             text.next_step()
 
     def _posterior(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence) -> Tensor:
-        """p_1t [1, L, V] for the query of ``sequence``; the head is run for the rows that need it alone."""
+        """p_1t [1, L, V] for the query of ``sequence``, or [N, V] of what it asks for; the head runs for those rows alone."""
         text: OpenText = sequence.state
         query, free = text.query, text.state.free[0]
         asked = free & query.masked[0] if self.path == "mask" and query.carry_over else free
+        if query.only is not None:
+            asked = query.only[0]
         offsets = asked.nonzero()[:, 0].tolist()
-        raw = logits.of(self._hidden(batch, logits, place, sequence, offsets))
-        raw[:, list(FlowTraits.of(batch.config).excluded)] = -torch.inf
-        scores = batch.law.scores(
-            raw, lambda i: sequence.left_of(query.x[0, len(sequence.tokens) - text.start : offsets[i]].tolist())
-        ).cpu()
-        if batch.law.do_sample or isinstance(text.draws, LikeliestDraws):
-            law = scores.softmax(-1)
-        else:
-            law = delta(scores.argmax(-1), scores.shape[-1], scores)
-        p1 = delta(query.x, scores.shape[-1], scores)
+        law = self._law(batch, logits, place, sequence, offsets)
+        if query.only is not None:
+            return law
+        p1 = delta(query.x, law.shape[-1], law)
         p1[0, asked] = law
         return p1
+
+    def _law(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence, offsets: list[int]) -> Tensor:
+        """The processed laws [N, V] of the tokens at ``offsets``."""
+        vocabulary = batch.config.get_text_config().vocab_size
+        if not offsets:
+            return torch.zeros(0, vocabulary)
+        text: OpenText = sequence.state
+        raw = logits.of(self._hidden(batch, logits, place, sequence, offsets))
+        raw[:, list(FlowTraits.of(batch.config).excluded)] = -torch.inf
+        left = text.query.x[0, len(sequence.tokens) - text.start :].tolist()
+        done = len(sequence.tokens) - text.start
+        scores = batch.law.scores(raw, lambda i: sequence.left_of(left[: offsets[i] - done])).cpu()
+        if batch.law.do_sample or isinstance(text.draws, LikeliestDraws):
+            return scores.softmax(-1)
+        return delta(scores.argmax(-1), vocabulary, scores)
 
     def _hidden(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence, offsets: list[int]) -> Tensor:
         """Hidden states of the rows that predict the tokens at ``offsets``: their own, or with a shift the ones before."""
@@ -264,8 +277,6 @@ class FlowDecoder(Decoder):
         before = 0 if self.block_size is None else text.start - sequence.cached
         if not FlowTraits.of(batch.config).shift:
             return logits.hidden_of([place] * len(offsets), [before + offset for offset in offsets])
-        if before:
-            text.last_row = logits.hidden_of([place], [before - 1])
         rows = logits.hidden_of([place] * len(offsets), [max(0, before + offset - 1) for offset in offsets])
         if self.block_size is not None and offsets[:1] == [0]:
             rows = torch.cat([text.last_row, rows[1:]])

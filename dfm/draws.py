@@ -37,6 +37,17 @@ class Draws:
             tokens[where] = draw(law[where], self._of(where))
         return tokens
 
+    def rows(self, law: Tensor, where: Tensor) -> Tensor:
+        """As ``categorical``, with the law [N, V] of the positions ``where`` alone, in their order."""
+        tokens = torch.zeros(where.shape, dtype=torch.long, device=where.device)
+        if where.any():
+            tokens[where] = draw(law, self._of(where))
+        return tokens
+
+    def happens(self, probability: Tensor, where: Tensor) -> Tensor:
+        """bool [B, L]: true with ``probability`` [B] at the positions ``where`` [B, L] bool, false elsewhere."""
+        return (self.uniform(where) < probability[:, None]) & where
+
     def unigram(self, law: Tensor, where: Tensor) -> Tensor:
         """Tokens [B, L] from one law [V] for all positions ``where`` [B, L] bool, 0 elsewhere."""
         cumulative = law.double().cumsum(0)
@@ -65,6 +76,9 @@ class LikeliestDraws(Draws):
 
     def categorical(self, law: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, law.argmax(-1), 0)
+
+    def rows(self, law: Tensor, where: Tensor) -> Tensor:
+        return torch.zeros(where.shape, dtype=torch.long).masked_scatter(where, law.argmax(-1))
 
     def pick(self, where: Tensor) -> Tensor:
         return Draws(self.generators).pick(where)

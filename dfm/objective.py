@@ -145,9 +145,10 @@ class FlowObjective:
             free = free & ~GIVEN[self.given](~packing.is_padding, draws)
         times = stratified_times(len(tokens), torch.default_generator, 1.0)[:, None].to(tokens.device)
         unit = self._start(packing) if blocks is None else blocks.start
-        if blocks is None or self.time_scope == "block":  # the row's time, moved around the circle by the unit's own
+        if blocks is None or self.time_scope == "block":
+            # The units of a row are strata of their own: the row's time, moved around the circle for all but the first.
             own = torch.rand(tokens.shape, dtype=torch.float64).to(tokens.device).gather(1, unit)
-            times = (times + own) % 1
+            times = (times + own - own[:, :1]) % 1
         times = LAST_TIME * times.expand(tokens.shape)
         noised = path.sample(path.source.sample(tokens, draws), tokens, times, draws)
         noisy = torch.where(free, noised.tokens, tokens)

@@ -43,7 +43,7 @@ def posterior_law(
     if mask_id is not None:
         logits = logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), -torch.inf)
     law = sharpen(logits, temperature, top_p)
-    if mask_id is not None and carry_over:
+    if mask_id is not None and carry_over and not bool(masked.all()):
         law = torch.where(masked[..., None], law, delta(x, law.shape[-1], law))
     return law
 
@@ -52,7 +52,7 @@ def sharpen(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Probabilities [..., V] at a temperature, cut to the fewest tokens whose sum reaches ``top_p`` (nucleus)."""
     if temperature == 0:
         return delta(logits.argmax(-1), logits.shape[-1], logits)
-    law = (logits / temperature).softmax(-1)
+    law = (logits if temperature == 1 else logits / temperature).softmax(-1)
     if top_p < 1:
         ordered, index = law.sort(dim=-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p

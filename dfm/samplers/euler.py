@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dfm.samplers.grid import LawSampler
-from dfm.samplers.rates import euler_law, free_rates
+from dfm.samplers.rates import at_most_one, euler_law, forward_hazard, free_rates
 from dfm.samplers.state import FlowState
 from dfm.velocity import Velocity
 
@@ -22,6 +22,10 @@ class Euler(LawSampler):
     """
 
     velocity: Velocity
+
+    def jump_probability(self, state: FlowState, s: Tensor) -> Tensor | None:
+        hazard = forward_hazard(self.velocity, state.t)
+        return None if hazard is None else at_most_one((s - state.t) * hazard)
 
     def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
         return euler_law(state.x, self.rates(state, p1), s - state.t)

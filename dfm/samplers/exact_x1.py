@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dfm.kernels import Routes, forward_kernel
-from dfm.samplers.grid import kappas
+from dfm.samplers.grid import is_shared, kappas
 from dfm.samplers.kernel import KernelSampler
 from dfm.samplers.state import FlowState
 
@@ -19,6 +19,13 @@ class ExactX1(KernelSampler):
 
     def routes(self, state: FlowState, k: Tensor, k_next: Tensor) -> Routes:
         return forward_kernel(k, k_next)
+
+    def jump_probability(self, state: FlowState, s: Tensor) -> Tensor | None:
+        scheduler = self.path.scheduler
+        if not is_shared(scheduler):
+            return None
+        k, k_next = scheduler.kappa(state.t), scheduler.kappa(s)
+        return (k_next - k) / (1 - k)
 
     def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
         # Needs no law of the source, so that it serves coupled sources too.

@@ -72,8 +72,22 @@ class LawSampler(GridSampler):
     def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
         """[B, L, V]: from state.x at state.t to the times s [B], given the posterior p1 [B, L, V]."""
 
+    def jump_probability(self, state: FlowState, s: Tensor) -> Tensor | None:
+        """[B], if ``law`` is that of drawing x1 ~ p_1t with this probability and staying otherwise; else None."""
+        return None
+
     def step(self, state: FlowState, draws: Draws) -> Step:
         s = self.next_time(state)
+        probability = self.jump_probability(state, s)
+        if probability is not None:
+            # Who jumps does not depend on where to, so the law is asked for those that jump alone.
+            probability = torch.where(s >= 1, 1, probability)
+            undecided = state.free if self.path.source.mask_id is None else state.free & state.masked
+            jumps = draws.happens(probability, undecided)
+            p1 = yield Query(state.x, state.t, state.masked, only=jumps)
+            state.write(draws.rows(p1, jumps), jumps)
+            state.advance(s, self.grid[-1])
+            return
         p1 = yield Query(state.x, state.t, state.masked)
         state.draw(finish(self.law(state, p1, s), p1, s), draws, self.path.source.mask_id)
         state.advance(s, self.grid[-1])
@@ -82,6 +96,11 @@ class LawSampler(GridSampler):
 def finish(law: Tensor, p1: Tensor, s: Tensor) -> Tensor:
     """The law of a step [B, L, V], replaced by p_1t in sequences that step to time 1."""
     return torch.where((s >= 1)[:, None, None], p1, law)
+
+
+def is_shared(scheduler: Scheduler) -> bool:
+    """Whether all data tokens have the same kappa."""
+    return not isinstance(getattr(scheduler, "source_probability", None), Tensor)
 
 
 def kappas(scheduler: Scheduler, t: Tensor, s: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class Posterior:
             raise ValueError("unconditional must be a network if guidance_weight is above 0, got None")
 
     def answer(self, query: Query, state: FlowState) -> Tensor:
-        """p_1t [B, L, V]; counts the evaluations."""
+        """p_1t [B, L, V], or [N, V] of the positions that are asked for alone; counts the evaluations."""
         frozen = ~state.free
         if not query.conditional and self.unconditional is None:
             raise ValueError("unconditional must be a network for a sampler with guidance, got None")
@@ -60,10 +60,13 @@ class Posterior:
             other = self.unconditional(query.x, query.t, frozen)
             state.evaluations += ~state.done
             logits = guide_logits(logits, other, self.guidance_weight)
+        x, masked = query.x, query.masked
+        if query.only is not None:
+            logits, x, masked = logits[query.only], x[query.only], masked[query.only]
         return posterior_law(
             logits,
-            query.x,
-            query.masked,
+            x,
+            masked,
             self.source.mask_id,
             carry_over=query.carry_over,
             temperature=self.temperature,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dfm.paths import delta
+from dfm.samplers.grid import is_shared
 from dfm.samplers.state import FlowState
-from dfm.velocity import check_rates, jumps_only
+from dfm.velocity import ForwardVelocity, Velocity, check_rates, jumps_only
 
 
 def free_rates(rates: Tensor, state: FlowState) -> Tensor:
@@ -20,14 +21,28 @@ def free_rates(rates: Tensor, state: FlowState) -> Tensor:
     return jumps_only(rates, state.x).clamp_min(0)
 
 
-def euler_law(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
-    """[B, L, V] for jump rates [B, L, V] and step sizes h [B]."""
-    jumps = h.to(rates)[:, None, None] * rates
-    total = jumps.sum(-1, keepdim=True)
+def forward_hazard(velocity: Velocity, t: Tensor) -> Tensor | None:
+    """dkappa/(1 - kappa) [B], for the forward velocity of a mixture with one kappa for all data tokens; else None."""
+    if not isinstance(velocity, ForwardVelocity) or not is_shared(velocity.path.scheduler):
+        return None
+    scheduler = velocity.path.scheduler
+    return scheduler.dkappa(t) / (1 - scheduler.kappa(t))
+
+
+def at_most_one(total: Tensor) -> Tensor:
+    """Jump probabilities cut at 1, with a warning."""
     if bool((total > 1 + 1e-5).any()):
         warnings.warn(
             f"Euler: jump probabilities sum to {total.max():.3g} and are scaled to 1; use more steps", stacklevel=2
         )
+    return total.clamp_max(1)
+
+
+def euler_law(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
+    """[B, L, V] for jump rates [B, L, V] and step sizes h [B]."""
+    jumps = h.to(rates)[:, None, None] * rates
+    total = jumps.sum(-1, keepdim=True)
+    at_most_one(total)
     jumps = jumps / total.clamp_min(1)
     return jumps + (1 - total).clamp_min(0) * delta(x, rates.shape[-1], rates)
 

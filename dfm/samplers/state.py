@@ -85,6 +85,7 @@ class Query:
 
     masked: [B, L] bool as in FlowState. conditional: False asks the unconditional model of classifier-free guidance.
     carry_over: False leaves the network's own law at revealed positions of a mask source.
+    only: [B, L] bool, the positions whose law is wanted, if not of all: the answer is then [N, V], in order of position.
     """
 
     x: Tensor
@@ -92,6 +93,7 @@ class Query:
     masked: Tensor
     conditional: bool = True
     carry_over: bool = True
+    only: Tensor | None = None
 
 
 # Yields queries, is sent p_1t [B, L, V] for each, and has changed the state when it returns.

@@ -320,3 +320,31 @@ def test_routes_weigh_noise_by_the_data_token():
     z = torch.tensor([[0]])
     half = torch.full((1, 1, 1), 0.5, dtype=torch.float64)
     assert reversal_kernel(half / 2, half, z, times(0.5, 0.5)).noise.shape == (1, 1, 2)
+
+
+@pytest.mark.parametrize("path", [MASK, UNIFORM, UNIGRAM], ids=["mask", "uniform", "unigram"])
+@pytest.mark.parametrize("name", ["exact", "euler", "euler_x1"])
+def test_asking_for_those_that_jump_alone_has_the_law_of_the_step(name, path):
+    """The shortcut draws who jumps before where to; its law is that of ``law`` from every state, also at the end."""
+    toy = Toy(path, length=2, tokens=V, concentration=0.5)
+    grid = (0.3, 0.6, 1.0)
+    velocity = ForwardVelocity(path)
+    sampler = {"exact": ExactX1(path, grid), "euler": Euler(path, grid, velocity)}.get(
+        name, EulerX1(path, grid, velocity)
+    )
+    assert sampler.jump_probability(toy.everywhere(0.3), times(0.6)) is not None
+    for t, s in ((0.3, 0.6), (0.6, 1.0)):
+        steps, expected = (
+            passes_from_each_state(toy, sampler, t),
+            torch.stack([toy.push(start, sampler, t, s) for start in torch.eye(len(toy.states), dtype=torch.float64)]),
+        )
+        assert torch.allclose(steps, expected, atol=1e-12)
+        assert (steps.max(-1).values < 0.99).any()
+
+
+def test_no_shortcut_where_kappa_differs_between_tokens():
+    law = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    path = MixturePath(UnigramSource(law), KineticOptimalScheduler(law))
+    grid, velocity = (0.0, 0.5, 1.0), ForwardVelocity(path)
+    for sampler in (ExactX1(path, grid), Euler(path, grid, velocity), EulerX1(path, grid, velocity)):
+        assert sampler.jump_probability(Toy(path, 1, 3).everywhere(0.2), times(0.5)) is None

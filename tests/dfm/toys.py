@@ -136,7 +136,8 @@ class Toy:
     def _answer(self, query, state: FlowState) -> Tensor:
         state.evaluations += ~state.done
         p1 = self.posterior(query.x, query.t)
-        return self.reachable(p1, FlowState(**{**vars(state), "x": query.x, "masked": query.masked}))
+        p1 = self.reachable(p1, FlowState(**{**vars(state), "x": query.x, "masked": query.masked}))
+        return p1 if query.only is None else p1[query.only]
 
 
 class _Branch(Exception):
@@ -160,6 +161,15 @@ class _ScriptedDraws(Draws):
             self.probability *= (p[token] / p.sum()).item()
             tokens[b, i] = token
         return tokens
+
+    def rows(self, law: Tensor, where: Tensor) -> Tensor:
+        spread = torch.zeros(*where.shape, law.shape[-1], dtype=law.dtype)
+        spread[where] = law
+        return self.categorical(spread, where)
+
+    def happens(self, probability: Tensor, where: Tensor) -> Tensor:
+        odds = torch.stack([1 - probability, probability], -1)[:, None].expand(*where.shape, 2)
+        return self.categorical(odds, where) == 1
 
     def uniform(self, where: Tensor) -> Tensor:
         return where.double() / 2
