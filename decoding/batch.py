@@ -26,6 +26,7 @@ class Sequence:
     decided_at: for every new token the forward (1, 2, ...) that decided it.
     logprobs: for every new token its next-token log-probability in nats, where the decoder has it anyway.
     acceptance_lengths: for every verified draft the number of its tokens that were accepted.
+    revisions: for every new token how often it was replaced before it became final, where the decoder replaces tokens.
     state: what the decoder keeps between forwards.
     """
 
@@ -41,6 +42,7 @@ class Sequence:
     decided_at: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     acceptance_lengths: list[int] = field(default_factory=list)
+    revisions: list[int] = field(default_factory=list)
     state: Any = None
 
     def __post_init__(self):
@@ -90,6 +92,7 @@ class Batch:
         tokens: SequenceOf[int],
         decided_at: SequenceOf[int] | None = None,
         logprobs: SequenceOf[float] | None = None,
+        revisions: SequenceOf[int] | None = None,
     ) -> None:
         """Make ``tokens`` final, cut at the first stop; the sequence is finished if there was one.
 
@@ -104,4 +107,6 @@ class Batch:
         sequence.decided_at.extend([sequence.forwards] * count if decided_at is None else decided_at[:count])
         if logprobs is not None:
             sequence.logprobs.extend(logprobs[:count])
+        if revisions is not None:
+            sequence.revisions.extend(revisions[:count])
         sequence.finished = stop is not None or sequence.room == 0

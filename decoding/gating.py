@@ -1,7 +1,7 @@
-"""Tell adapters which rows of the running forward are block rows.
+"""Tell what is added to a model about the rows of the running forward: which are block rows, which token each predicts.
 
-An adapter that is gated by them acts on mask rows only, so that causal rows, their keys and values and the text they
-verify are those of the untouched base model.
+An adapter that is gated by block rows acts on mask rows only, so that causal rows, their keys and values and the text
+they verify are those of the untouched base model. An offset code acts on rows that predict another than the next token.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from torch import Tensor
 
 _block_rows: ContextVar[Tensor | None] = ContextVar("block_rows", default=None)
+_offsets: ContextVar[Tensor | None] = ContextVar("offsets", default=None)
 
 
 @contextmanager
@@ -26,3 +27,18 @@ def marked_block_rows(is_block: Tensor) -> Iterator[None]:
 def block_rows() -> Tensor | None:
     """The block rows of the running forward, [B, R] bool; None outside, where all rows are causal."""
     return _block_rows.get()
+
+
+@contextmanager
+def marked_offsets(offset: Tensor) -> Iterator[None]:
+    """Say which token each row of the forwards run inside predicts, relative to its own: [B, R] integers, 1 is the next."""
+    token = _offsets.set(offset)
+    try:
+        yield
+    finally:
+        _offsets.reset(token)
+
+
+def offsets() -> Tensor | None:
+    """The offsets of the running forward's rows, [B, R]; None outside, where all rows predict the next token."""
+    return _offsets.get()

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from decoding.attention import MASK_FORMS, run_trunk
 from decoding.cache import SlotCache
-from decoding.gating import marked_block_rows
+from decoding.gating import marked_block_rows, marked_offsets
 from decoding.noise_level import with_noise_level
 from decoding.rows import Rows
 
@@ -57,7 +57,7 @@ class EngineModel:
     def forward(self, rows: Rows) -> RowLogits:
         """One forward pass over ``rows``."""
         self.cache.plan(rows.slots, rows.num_slots)
-        with marked_block_rows(rows.is_block):
+        with marked_block_rows(rows.is_block), marked_offsets(rows.offset):
             embeddings = with_noise_level(self.model, rows.tokens, rows.level)
             hidden = run_trunk(
                 self.model, rows.tokens, rows.positions, rows.visibility, rows.num_slots, self.cache, embeddings

@@ -21,8 +21,10 @@ class DecodeOutput(ModelOutput):
     new_tokens: [B] number of new tokens, without padding.
     trace: for each sequence, the forward (1, 2, ...) that decided each new token.
     logprobs: [B, T] exact next-token log-probabilities in nats of the new tokens, at temperature 1 and before any
-        processor; nan behind the end. None unless asked for with ``output_logprobs=True``.
+        processor; nan behind the end. A ResampleDecoder gives those of the law that each token was last drawn from, be it
+        the next-token or the previous-token law. None unless asked for with ``output_logprobs=True``.
     acceptance_lengths: for each sequence, how many tokens of each verified draft were accepted; None where nothing drafts.
+    revisions: for each sequence, how often each new token was replaced before it became final; None where nothing is.
     """
 
     sequences: Tensor | None = None
@@ -33,6 +35,7 @@ class DecodeOutput(ModelOutput):
     trace: tuple[list[int], ...] | None = None
     logprobs: Tensor | None = None
     acceptance_lengths: tuple[list[int], ...] | None = None
+    revisions: tuple[list[int], ...] | None = None
 
 
 def assemble(prompt: Tensor, sequences: list[Sequence], pad_token_id: int, prefill_forwards: int) -> DecodeOutput:
@@ -48,6 +51,7 @@ def assemble(prompt: Tensor, sequences: list[Sequence], pad_token_id: int, prefi
         for row, sequence in zip(logprobs, sequences, strict=True):
             row[: len(sequence.logprobs)] = torch.tensor(sequence.logprobs)
     drafted = any(sequence.acceptance_lengths for sequence in sequences)
+    revised = any(sequence.revisions for sequence in sequences)
     return DecodeOutput(
         sequences=torch.cat([prompt, new], dim=1),
         forwards=forwards,
@@ -57,4 +61,5 @@ def assemble(prompt: Tensor, sequences: list[Sequence], pad_token_id: int, prefi
         trace=tuple(sequence.decided_at for sequence in sequences),
         logprobs=logprobs,
         acceptance_lengths=tuple(sequence.acceptance_lengths for sequence in sequences) if drafted else None,
+        revisions=tuple(sequence.revisions for sequence in sequences) if revised else None,
     )

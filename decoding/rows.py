@@ -17,6 +17,7 @@ from decoding.visibility import Visibility
 class RowList:
     """The rows of one sequence, in the order in which they will lie in the forward.
 
+    ``offset`` is the place of the token that a causal row predicts, relative to the row's own token: 1 is the next one.
     ``level`` says how noisy a block row's token is (:mod:`decoding.noise_level`).
     """
 
@@ -27,6 +28,7 @@ class RowList:
     own_start: list[int] = field(default_factory=list)
     own_end: list[int] = field(default_factory=list)
     is_block: list[int] = field(default_factory=list)
+    offset: list[int] = field(default_factory=list)
     level: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -42,6 +44,7 @@ class RowList:
         self.own_start.extend([0] * count)
         self.own_end.extend([0] * count)
         self.is_block.extend([0] * count)
+        self.offset.extend([1] * count)
         self.level.extend([NONE] * count)
 
     def add_block(
@@ -59,7 +62,43 @@ class RowList:
         self.own_start.extend([slot] * count)
         self.own_end.extend([slot + count] * count)
         self.is_block.extend([1] * count)
+        self.offset.extend([1] * count)
         self.level.extend([NONE] * count if levels is None else levels)
+
+    def add_branch(
+        self,
+        tokens: SequenceOf[int],
+        positions: SequenceOf[int],
+        offsets: SequenceOf[int],
+        prefix_end: int,
+        slot: int,
+    ) -> None:
+        """Add another continuation of the text before ``prefix_end``, in slots from ``slot`` on.
+
+        Each row sees that text and the branch up to itself; ``offsets`` say which token each predicts, 1 being the next.
+        """
+        count = len(tokens)
+        self.tokens.extend(tokens)
+        self.positions.extend(positions)
+        self.slots.extend(range(slot, slot + count))
+        self.prefix_end.extend([prefix_end] * count)
+        self.own_start.extend([slot] * count)
+        self.own_end.extend(range(slot + 1, slot + count + 1))
+        self.is_block.extend([0] * count)
+        self.offset.extend(offsets)
+        self.level.extend([NONE] * count)
+
+    def add_padding(self, count: int, slot: int) -> None:
+        """Add rows that stand for nothing: each sees only itself, in ``slot``, which no other row sees."""
+        self.tokens.extend([0] * count)
+        self.positions.extend([0] * count)
+        self.slots.extend([slot] * count)
+        self.prefix_end.extend([0] * count)
+        self.own_start.extend([slot] * count)
+        self.own_end.extend([slot + 1] * count)
+        self.is_block.extend([0] * count)
+        self.offset.extend([1] * count)
+        self.level.extend([NONE] * count)
 
 
 @dataclass(frozen=True)
@@ -70,6 +109,7 @@ class Rows:
     positions: Tensor
     visibility: Visibility
     is_block: Tensor
+    offset: Tensor
     level: Tensor
     slots: Tensor | slice
     num_slots: int
@@ -84,13 +124,11 @@ class Rows:
         if min(counts) < width:
             scratch, num_slots = num_slots, num_slots + 1
             for rows in lists:
-                missing = width - len(rows)
-                for column, value in zip(vars(rows).values(), (0, 0, scratch, 0, scratch, scratch + 1, 0, NONE), strict=True):
-                    column.extend([value] * missing)
-        columns = torch.tensor([[column for column in vars(rows).values()] for rows in lists]).to(device)
-        tokens, positions, slots, prefix_end, own_start, own_end, is_block, level = columns.unbind(1)
+                rows.add_padding(width - len(rows), scratch)
+        columns = torch.tensor([list(vars(rows).values()) for rows in lists]).to(device)
+        tokens, positions, slots, prefix_end, own_start, own_end, is_block, offset, level = columns.unbind(1)
         visibility = Visibility(torch.zeros_like(slots), prefix_end, own_start, own_end, anchor=positions)
         first = lists[0].slots[0]
         if len(lists) == 1 and lists[0].slots == list(range(first, first + width)):
             slots = slice(first, first + width)  # a view is written faster than an index
-        return cls(tokens, positions, visibility, is_block.bool(), level, slots, num_slots, counts)
+        return cls(tokens, positions, visibility, is_block.bool(), offset, level, slots, num_slots, counts)
