@@ -1,1 +1,23 @@
-"""Resample-Previous-Tokens (arXiv 2506.06215): the package is reserved, nothing is in it yet."""
+"""Resample-Previous-Tokens (arXiv 2506.06215): an objective to train with and a decoder that revises what it wrote.
+
+decoder = ResampleDecoder(iterations=0.5)
+model.generate(**inputs, max_new_tokens=256, custom_generate=decoder)
+"""
+
+from decoding.previous import ResampleConfig
+from rpt.decoder import ResampleDecoder
+from rpt.objective import ResampleObjective
+from rpt.offset_code import OFFSET_CODE_FILE, OffsetCode, attach_offset_code, load_offset_code, save_offset_code
+from rpt.permutation import WindowPermuter
+
+__all__ = [
+    "OFFSET_CODE_FILE",
+    "OffsetCode",
+    "ResampleConfig",
+    "ResampleDecoder",
+    "ResampleObjective",
+    "WindowPermuter",
+    "attach_offset_code",
+    "load_offset_code",
+    "save_offset_code",
+]

@@ -1,0 +1,120 @@
+"""Resample-Previous-Tokens: draw tokens one by one, and revise each once the tokens after it are known.
+
+Source: arXiv 2506.06215. Buys quality rather than speed: a token that its successors make unlikely can still be replaced.
+Lossy by intent: the text is not that of plain next-token decoding unless iterations is 0.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from decoding.batch import Batch
+from decoding.checks import check_choice, check_count
+from decoding.decoder import Decoder
+from decoding.model import RowLogits
+from decoding.previous import AcceptRule, ResampleConfig, check_resampling
+from decoding.rows import RowList
+from decoding.sampling import TokenLaw
+from rpt.resampler import Forward, Resampler
+
+
+@dataclass(frozen=True)
+class ResampleDecoder(Decoder):
+    """Revise each token ``iterations`` times once the ``window`` - 1 tokens after it are drawn, then commit it.
+
+    iterations: k, a multiple of 0.5. Odd half steps resample the oldest token of the window from its previous-token law,
+        even ones draw the others anew. 0 is next-token decoding; 0.5 is the best value for its price.
+    accept, threshold, temperature_ptp: see :class:`decoding.previous.AcceptRule`.
+    redraw: draw the later tokens anew "always" (keeps the joint law, if the laws are exact) or only "if_changed".
+    schedule: "two_slot" runs the newest token's next-token row and the previous-token rows in one forward, so a token costs
+        1 + P(change) forwards at iterations 0.5; "plain" runs them apart, 2 forwards. The tokens are the same.
+    refresh_prev: compute the row before the revised token anew, with the offset it had in training; by default as the
+        model was trained (prev_target "follow").
+
+    A token that would stand behind an EOS or beyond the limit is not drawn, so the last tokens are committed as they are.
+    Streams committed tokens only, window - 1 tokens late.
+    """
+
+    window: int = 2
+    iterations: float = 0.5
+    accept: Literal["gibbs", "argmax_threshold"] = "gibbs"
+    threshold: float = 0.9
+    temperature_ptp: float | None = None
+    redraw: Literal["always", "if_changed"] = "always"
+    schedule: Literal["two_slot", "plain"] = "two_slot"
+    refresh_prev: bool | None = None
+
+    gives_logprobs = True
+
+    def __post_init__(self):
+        check_count("window", self.window, 2)
+        is_number = isinstance(self.iterations, (int, float)) and not isinstance(self.iterations, bool)
+        if not is_number or not 0 <= self.iterations <= 64 or (2 * self.iterations) % 1:
+            raise ValueError(f"iterations must be a multiple of 0.5 from 0 to 64, got {self.iterations!r}")
+        _ = self.accept_rule  # checks its fields
+        check_choice("redraw", self.redraw, ("always", "if_changed"))
+        check_choice("schedule", self.schedule, ("two_slot", "plain"))
+        check_choice("refresh_prev", self.refresh_prev, (None, True, False))
+
+    @property
+    def accept_rule(self) -> AcceptRule:
+        return AcceptRule(self.accept, self.threshold, self.temperature_ptp)
+
+    def runs_row_before(self, config: ResampleConfig) -> bool:
+        """Whether the row before the revised token runs again with the previous-token rows."""
+        return config.prev_target == "follow" if self.refresh_prev is None else self.refresh_prev
+
+    def check(self, model, law: TokenLaw) -> None:
+        if self.iterations:
+            check_resampling(model, self.window)
+            config = ResampleConfig.of(model.config)
+            if self.refresh_prev and config.prev_target == "ntp":
+                raise ValueError(
+                    "refresh_prev must be None or False for a model trained with prev_target 'ntp', got True"
+                )
+
+    def begin(self, batch: Batch) -> None:
+        config = ResampleConfig.of(batch.config) if self.iterations else None
+        for sequence in batch.sequences:
+            state = Resampler(batch, sequence, self, config)
+            sequence.state = _Running(state)
+
+    def plan(self, batch: Batch) -> list[RowList]:
+        return [sequence.state.wish.rows for sequence in batch.unfinished]
+
+    def absorb(self, batch: Batch, logits: RowLogits) -> None:
+        sequences = batch.unfinished
+        wishes = [sequence.state.wish for sequence in sequences]
+        # One call of the head for all sequences.
+        places = [place for place, wish in enumerate(wishes) for _ in wish.wanted]
+        raw = logits(places, [row for wish in wishes for row in wish.wanted])
+        start = 0
+        for place, (sequence, wish) in enumerate(zip(sequences, wishes, strict=True)):
+            hidden = logits.hidden_of([place] * wish.count, range(wish.count))
+            sequence.state.answer((hidden, raw[start : start + len(wish.wanted)]))
+            start += len(wish.wanted)
+        while asking := [s for s in sequences if s.state.wish is not None and not isinstance(s.state.wish, Forward)]:
+            raw = logits.of(torch.cat([sequence.state.wish.hidden for sequence in asking]))
+            for sequence, law in zip(asking, raw.split(1), strict=True):
+                sequence.state.answer(law)
+        for sequence in sequences:
+            sequence.cached = min(sequence.state.resampler.cached, len(sequence.tokens))
+
+    def preview(self, batch: Batch) -> list[int] | None:
+        return batch.sequences[0].state.resampler.tentative
+
+
+class _Running:
+    """A resampler that has been started, and what it wishes to know; None at its end."""
+
+    def __init__(self, resampler: Resampler):
+        self.resampler = resampler
+        self._steps = resampler.run()
+        self.wish = next(self._steps, None)
+
+    def answer(self, value) -> None:
+        try:
+            self.wish = self._steps.send(value)
+        except StopIteration:
+            self.wish = None

@@ -1,0 +1,74 @@
+"""The training loss of Resample-Previous-Tokens: cross-entropy on texts with some windows reordered.
+
+Source: arXiv 2506.06215. Attention stays causal over slots; what differs from next-token training is the order of a few
+tokens and the offset code of the rows around them.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decoding.attention import run_trunk
+from decoding.gating import marked_offsets
+from decoding.packed import Packing, row_losses, target_mask
+from decoding.previous import ResampleConfig
+from decoding.visibility import Visibility
+from rpt.offset_code import attach_offset_code
+from rpt.permutation import Reordered, WindowPermuter
+
+
+@dataclass(frozen=True)
+class ResampleObjective(ResampleConfig):
+    """Mean cross-entropy in nats of all rows that have a wanted target, each row weighing the same.
+
+    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.packed`, on a model that
+    ``prepare`` gave an offset code. The fields are those of ResampleConfig. Metrics: ``ntp_loss`` of rows with offset 1,
+    ``ptp_loss`` of those that predict a previous token, ``skip_loss`` of those that skip some; the last two are absent
+    where the batch has none.
+    """
+
+    def prepare(self, model) -> None:
+        """Attach an offset code, unless the model has the one that this objective trains. Raises ValueError otherwise."""
+        own = getattr(model.config, "resample", None)
+        if own is None:
+            attach_offset_code(model, self)
+        elif ResampleConfig(**own).as_dict() != self.as_dict():
+            # Other shares are another training of the same rows; the rest changes what rows mean.
+            kept = {"sequence_share": None, "window_share": None}
+            if own | kept != self.as_dict() | kept:
+                raise ValueError(f"the model was trained with {own}; it cannot go on with {self.as_dict()}")
+            model.config.resample = self.as_dict()
+
+    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        packing = Packing.of(batch["document_ids"])
+        wanted = target_mask(batch, packing)
+        order = WindowPermuter(self)(packing, wanted)
+        losses, offset = self.losses(model, batch["input_ids"], packing, wanted, order)
+        loss = losses.sum() / max(1, losses.numel())
+        metrics = {"labels": losses.numel()}
+        for name, rows in (("ntp", offset == 1), ("ptp", offset < 0), ("skip", offset > 1)):
+            if rows.any():
+                metrics[f"{name}_loss"] = losses.detach()[rows].mean()
+        return loss, metrics
+
+    def losses(
+        self, model, tokens: Tensor, packing: Packing, wanted: Tensor, order: Reordered
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropies in nats [N] of the rows of an order that have a wanted target, and their offsets [N]."""
+        hidden = self.trunk(model, tokens, packing, order)
+        target = order.tau.clamp_max(tokens.shape[1] - 1)
+        rows = order.has_target & wanted.gather(1, target)
+        labels = tokens.gather(1, target)[rows]
+        return row_losses(model, hidden[rows], labels), order.offset[rows]
+
+    def trunk(self, model, tokens: Tensor, packing: Packing, order: Reordered) -> Tensor:
+        """Hidden states [B, L, D] of the rows of an order."""
+        place = order.sigma if self.rope_index == "token" else packing.index
+        with marked_offsets(order.offset):
+            return run_trunk(
+                model,
+                tokens.gather(1, order.sigma),
+                place - packing.start,
+                Visibility.causal(packing.index, packing.start),
+                tokens.shape[1],
+            )

@@ -1,0 +1,124 @@
+"""The offset code: a small table that tells a row which token it has to predict, and its file.
+
+Source: arXiv 2506.06215. A row whose offset (place of its target minus place of its token) is 1 is a plain next-token row
+and is left exactly as it is, so a model whose offsets are all 1 is the base model bit for bit.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from decoding.gating import offsets
+from decoding.previous import ResampleConfig
+
+OFFSET_CODE_FILE = "offset_code.safetensors"
+
+
+class OffsetCode(nn.Module):
+    """Tables [P, 2 w, D] of zeros to start with: one place P, the input, or one for each layer.
+
+    Row ``offset + w - 1`` is added to a token of that offset; the rows of offsets 0 and 1 are never used.
+    """
+
+    def __init__(self, window: int, d_model: int, places: int = 1):
+        super().__init__()
+        self.window = window
+        self.table = nn.Parameter(torch.zeros(places, 2 * window, d_model))
+
+    def forward(self, hidden: Tensor, offset: Tensor, place: int = 0) -> Tensor:
+        """``hidden`` [B, R, D] with the codes of ``offset`` [B, R] added where it is not 1."""
+        code = self.table[place][(offset + self.window - 1).clamp(0, 2 * self.window - 1)]
+        return torch.where((offset == 1)[..., None], hidden, hidden + code.to(hidden.dtype))
+
+    # What the hooks read from outside must not be frozen into a compiled graph.
+    @torch.compiler.disable
+    def after_embedding(self, module, arguments, hidden: Tensor) -> Tensor:
+        """Forward hook of the token embedding."""
+        offset = offsets()
+        return hidden if offset is None else self(hidden, offset)
+
+    @torch.compiler.disable
+    def before_layer(self, place: int, layer, arguments, named):
+        """Forward pre-hook of layer ``place``."""
+        offset = offsets()
+        if offset is None:
+            return None
+        if layer.training and getattr(layer, "gradient_checkpointing", False):
+            raise ValueError("code_at='layers' cannot be trained with gradient checkpointing; use code_at='input'")
+        if arguments:
+            return (self(arguments[0], offset, place), *arguments[1:]), named
+        return arguments, named | {"hidden_states": self(named["hidden_states"], offset, place)}
+
+
+def attach_offset_code(model, config: ResampleConfig) -> OffsetCode:
+    """Give ``model`` (adapters may be around it) an offset code of zeros and write ``config`` into its configuration.
+
+    Raises ValueError if it already has one.
+    """
+    model = _innermost(model)
+    if getattr(model, "offset_code", None) is not None:
+        raise ValueError("offset_code: this model already has one")
+    table = model.get_input_embeddings().weight
+    code = OffsetCode(config.window, table.shape[1], _places(model, config)).to(table.device)
+    if config.code_at == "input":
+        model.get_input_embeddings().register_forward_hook(code.after_embedding)
+    else:
+        for place, layer in enumerate(model.get_decoder().layers):
+            layer.register_forward_pre_hook(partial(code.before_layer, place), with_kwargs=True)
+    model.offset_code = code
+    model.config.resample = config.as_dict()
+    return code
+
+
+def save_offset_code(model, folder: str | Path, table: Tensor | None = None) -> None:
+    """Write the model's offset code and how it was trained into ``folder``, next to the model's or an adapter's files.
+
+    ``table`` stands for the model's own where that is cut up over several devices.
+    """
+    model = _innermost(model)
+    if getattr(model, "offset_code", None) is None:
+        raise ValueError("offset_code: this model has none; train it with ResampleObjective first")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    table = model.offset_code.table if table is None else table
+    trained = {"resample": json.dumps(model.config.resample)}
+    save_file({"table": table.detach().float().cpu().contiguous()}, Path(folder) / OFFSET_CODE_FILE, trained)
+
+
+def load_offset_code(model, folder: str | Path) -> OffsetCode:
+    """Attach the offset code that lies in ``folder`` to ``model``, whose ``config.resample`` is set from it.
+
+    Raises ValueError if there is none, if its shape does not fit, or if the model's own configuration says otherwise.
+    """
+    path = Path(folder) / OFFSET_CODE_FILE
+    if not path.is_file():
+        raise ValueError(f"{str(folder)!r} has no {OFFSET_CODE_FILE}, so there is no offset code in it")
+    with safe_open(path, "pt") as file:
+        table = file.get_tensor("table")
+        config = ResampleConfig(**json.loads(file.metadata()["resample"]))
+    own = getattr(_innermost(model).config, "resample", None)
+    if own is not None and ResampleConfig(**own) != config:
+        raise ValueError(
+            f"config.resample of the model is {own}, but the offset code was trained with {config.as_dict()}"
+        )
+    width = _innermost(model).get_input_embeddings().weight.shape[1]
+    shape = (_places(_innermost(model), config), 2 * config.window, width)
+    if table.shape != shape:
+        raise ValueError(f"the offset code in {str(folder)!r} has shape {tuple(table.shape)}, this model needs {shape}")
+    code = attach_offset_code(model, config)
+    with torch.no_grad():
+        code.table.copy_(table)
+    return code.requires_grad_(_innermost(model).get_input_embeddings().weight.requires_grad)
+
+
+def _innermost(model):
+    """The transformers model inside an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _places(model, config: ResampleConfig) -> int:
+    return 1 if config.code_at == "input" else len(model.get_decoder().layers)
