@@ -4,6 +4,7 @@ A forward pass is a list of rows; a row sees at most two intervals of keys. A de
 forward: ``plan`` says which rows to run, ``absorb`` decides tokens from their logits.
 """
 
+from decoding.adapter import load_adapted, load_adapter, remove_adapter
 from decoding.batch import Batch, Sequence
 from decoding.cache import SlotCache
 from decoding.decoder import Decoder
@@ -33,5 +34,8 @@ __all__ = [
     "decoder_from_spec",
     "find_mask_token",
     "install",
+    "load_adapted",
+    "load_adapter",
+    "remove_adapter",
     "uninstall",
 ]
