@@ -1,11 +1,73 @@
-"""The mask token of a model that had none: its row in the embedding table."""
+"""The mask token of a model that had none: which id it gets, and the vector it starts from."""
+
+import re
 
 import torch
+from transformers import AddedToken
+
+from decoding.adapter import gated_adapter
+
+MASK_INITS = ("mean", "random")
+TOKEN = "<|mask|>"
+RESERVED = re.compile(r"reserved_special_token|reserved_\d+|unused_?\d+", re.IGNORECASE)
+
+
+def choose_mask_token(model, tokenizer, wanted: int | None = None) -> int:
+    """The id of a token that no text uses, for ``model`` and ``tokenizer``, which both remember it.
+
+    In order of preference: ``wanted``, or what the model or its tokenizer name already; a row of the embedding matrix
+    behind the tokenizer's last id (Qwen3 has such rows); a reserved token (Llama-3.1 has some); a new token, for which
+    the matrix is enlarged to a multiple of 64 rows. A gated adapter leaves the matrix alone and takes the unknown or the
+    padding token in place of the last, since it embeds masks itself.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    known = [wanted, *(getattr(c, "mask_token_id", None) for c in (model.generation_config, model.config, tokenizer))]
+    mask_id = next((i for i in known if i is not None), None)
+    if mask_id is None:
+        mask_id = _unused(model, tokenizer, rows)
+    if not 0 <= mask_id < model.get_input_embeddings().num_embeddings:
+        raise ValueError(f"mask_token_id must be a whole number from 0 to {rows - 1}, got {mask_id!r}")
+    model.generation_config.mask_token_id = mask_id
+    return mask_id
+
+
+def _unused(model, tokenizer, rows: int) -> int:
+    vocabulary = tokenizer.get_vocab()
+    reserved = sorted((i, token) for token, i in vocabulary.items() if RESERVED.search(token) and i < rows)
+    if len(tokenizer) >= rows and reserved:
+        mask_id, token = reserved[0]
+        tokenizer.mask_token = token
+        return mask_id
+    if len(tokenizer) >= rows and gated_adapter(model) is not None:
+        for name in ("unk_token_id", "pad_token_id"):
+            mask_id = getattr(tokenizer, name)
+            if mask_id is not None and mask_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+                return mask_id
+        raise ValueError(
+            "mask_token_id: the tokenizer has no token to spare; set objective_options.mask_token_id to one that the text "
+            "never uses"
+        )
+    tokenizer.add_special_tokens({"mask_token": AddedToken(TOKEN, special=True)})
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    return tokenizer.mask_token_id
 
 
 @torch.no_grad()
-def initialise_mask_token(model, mask_token_id: int) -> None:
-    """Set the mask token's embedding to the mean of all plus a little noise, unless the model already decodes blocks."""
-    if getattr(model.generation_config, "trained_block_sizes", None) is None:
-        table = model.get_input_embeddings().weight
-        table[mask_token_id] = table.mean(0) + 0.1 * table.std(0) * torch.randn_like(table[0])
+def initialise_mask_token(model, mask_token_id: int, init: str = "mean") -> None:
+    """Set the mask token's embedding, unless the model already decodes blocks.
+
+    init: "mean" of all rows plus a little noise, or "random" with their mean and deviation. A gated adapter has a vector
+    of its own for it, and the table of the base model stays as it is.
+    """
+    adapter = gated_adapter(model)
+    if adapter is None and getattr(model.generation_config, "trained_block_sizes", None) is not None:
+        return
+    table = model.get_input_embeddings().weight.float()
+    noise = torch.randn_like(table[0]) * table.std(0)
+    vector = table.mean(0) + (noise if init == "random" else 0.1 * noise)
+    if adapter is None:
+        model.get_input_embeddings().weight[mask_token_id] = vector.to(model.dtype)
+    else:
+        adapter.mask_token_id = mask_token_id
+        adapter.mask_embedding.copy_(vector)

@@ -14,7 +14,12 @@ import yaml
 from transformers import TrainingArguments
 
 from decoding import decoder_from_spec
+from decoding.checks import check_choice, check_count, check_range
+from finetune.data import Source
+from finetune.mask_token import MASK_INITS
+from finetune.measure import Measure
 from finetune.objectives import METHODS
+from finetune.tuning import Tuning
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,40 +31,58 @@ _Loader.add_implicit_resolver(
 )
 
 
+DTYPES = ("bfloat16", "float32")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One training run. Raises ValueError for a key or a value that makes no sense, with the nearest known name.
 
     output: folder for checkpoints and, at the end, the model.
-    data: JSONL files with a ``text`` field, all mixed in proportion to their length.
-    held_out: JSONL files on which the next-token loss is measured, each reported under its file name.
+    data: sources, mixed in proportion to their length: files, hub names, or mappings with the fields of
+        ``finetune.data.Source``. A record has ``text``, or ``prompt`` and ``completion``, or ``messages``.
+    held_out: sources on which losses are measured, each reported under its file name; or a share of ``data``, such as
+        0.02, that is kept from training.
     model: folder or hub name of the model to start from; absent if ``new_model`` is given.
     new_model: keyword arguments of LlamaConfig for a model trained from scratch, with ``tokenizer``.
     tokenizer: folder or hub name; by default the model's own.
     objective: a name in ``finetune.objectives.METHODS``, such as "ntp" or "sbd".
     objective_options: the fields of that objective.
+    tuning: what is trained, the fields of ``finetune.tuning.Tuning``; by default all weights.
+    mask_init: what a new mask token's embedding starts from: "mean" of all rows, or "random".
     sequence_length: tokens in a packed row.
+    streaming: read the data while training instead of before; needs training.max_steps.
     decoder: decoder spec that the model is saved with as its default.
+    measure: what is measured on ``held_out`` at each evaluation and for the model card, the fields of
+        ``finetune.measure.Measure``.
     compile: compile the trunk (torch.compile), which pays on runs of more than a few minutes.
+    save_dtype: "bfloat16" or "float32", of the saved weights.
     training: keyword arguments of transformers' TrainingArguments.
     """
 
     output: str
-    data: tuple[str, ...]
+    data: tuple[str | Mapping[str, Any], ...]
     objective: str
-    held_out: tuple[str, ...] = ()
+    held_out: tuple[str | Mapping[str, Any], ...] | float = ()
     model: str | None = None
     new_model: Mapping[str, Any] | None = None
     tokenizer: str | None = None
     objective_options: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    mask_init: str = "mean"
     sequence_length: int = 512
+    streaming: bool = False
     decoder: str | None = None
+    measure: Mapping[str, Any] = field(default_factory=dict)
     compile: bool = False
+    save_dtype: str = "bfloat16"
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.objective not in METHODS:
-            raise ValueError(f"objective must be one of {', '.join(METHODS)}, got {self.objective!r}")
+        check_choice("objective", self.objective, tuple(METHODS))
+        check_choice("mask_init", self.mask_init, MASK_INITS)
+        check_choice("save_dtype", self.save_dtype, DTYPES)
+        check_count("sequence_length", self.sequence_length, 2)
         if (self.model is None) == (self.new_model is None):
             raise ValueError(
                 "give either model (a folder or hub name) or new_model (a LlamaConfig), not both or neither"
@@ -71,6 +94,38 @@ class Recipe:
         known = [f.name for f in dataclasses.fields(TrainingArguments)]
         for name in self.training:
             _check_known(f"training.{name}", name, known)
+        if isinstance(self.held_out, float | int):
+            check_range("held_out", self.held_out, 0, 1, include_low=False, include_high=False)
+        for key in ("sources", "held_out_sources", "tuned", "measured"):
+            getattr(self, key)  # raises for what makes no sense
+        if self.tuned.kind == "gated" and self.compile:
+            raise ValueError("compile cannot be combined with tuning.kind gated")
+        if self.tuned.kind == "gated" and self.training.get("gradient_checkpointing"):
+            raise ValueError(
+                "training.gradient_checkpointing cannot be combined with tuning.kind gated, whose clean rows keep no "
+                "activations anyway; lower per_device_train_batch_size or sequence_length instead"
+            )
+        if self.streaming and not self.training.get("max_steps", 0) > 0:
+            raise ValueError("streaming needs training.max_steps, since a stream has no length")
+        if self.streaming and isinstance(self.held_out, float):
+            raise ValueError("held_out must name sources with streaming: true, a share of a stream is not known")
+
+    @property
+    def sources(self) -> list[Source]:
+        return [_typed("data", Source, value) for value in self.data]
+
+    @property
+    def held_out_sources(self) -> list[Source]:
+        values = () if isinstance(self.held_out, float) else self.held_out
+        return [_typed("held_out", Source, value) for value in values]
+
+    @property
+    def tuned(self) -> Tuning:
+        return _typed("tuning", Tuning, self.tuning)
+
+    @property
+    def measured(self) -> Measure:
+        return _typed("measure", Measure, self.measure)
 
     def training_arguments(self) -> TrainingArguments:
         settings = {"report_to": "none", **self.training}
@@ -112,9 +167,37 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise ValueError(f"recipe {str(path)!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
 
 
+def check_source(key: str, source: str, output: str) -> None:
+    """Raise ValueError if ``source`` looks like a path and is no folder, so that nobody waits for the hub to deny it.
+
+    A hub name is NAME or OWNER/NAME; one whose owner is a folder here, or the folder of the recipe's own output, is a
+    path that was mistyped or not yet made.
+    """
+    path = Path(source).expanduser()
+    owner, _, name = source.partition("/")
+    is_path = not owner or "/" in name or owner.startswith((".", "~")) or Path(owner).is_dir()
+    if (is_path or name and owner == Path(output).parts[0]) and not path.is_dir():
+        raise ValueError(f"{key}: the folder {source!r} does not exist; give {key}=PATH, or a hub name OWNER/NAME")
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "tokenizer_config.json")):
+        raise ValueError(f"{key}: the folder {source!r} has no config.json, so there is no {key} in it")
+
+
 def _computes_in_bf16(settings: Mapping[str, Any]) -> bool:
     on_cpu = settings.get("use_cpu") or not torch.accelerator.is_available()
     return not on_cpu or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _typed(key: str, kind: type, values):
+    """The dataclass ``kind`` from a mapping under ``key``, or from a single value for its first field."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    if not isinstance(values, Mapping):
+        values = {known[0]: values}
+    for name in values:
+        _check_known(f"{key}.{name}", name, known)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{key}: {str(error).replace(f'{kind.__name__}.__init__() ', '')}") from None
 
 
 def _check_known(shown: str, name: str, known: list[str]) -> None:

@@ -2,42 +2,56 @@
 
 import json
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
 import torch
 import transformers
+from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers.trainer_utils import get_last_checkpoint
 
 from decoding import NextTokenObjective
-from finetune.data import PackedDataset, read_texts
+from decoding.adapter import gated_adapter
+from finetune.card import write_card
+from finetune.data import load_documents, stream_documents
+from finetune.interrupts import SaveOnInterrupt, full_disk_named, last_checkpoint
+from finetune.mask_token import initialise_mask_token
 from finetune.objectives import METHODS
-from finetune.recipe import Recipe
+from finetune.packing import PackedDataset, StreamedRows
+from finetune.recipe import Recipe, check_source
 from finetune.trainer import ObjectiveTrainer
+from finetune.tuning import merge_adapter
+
+BEFORE_FILE = "before.json"
 
 
 def finetune(recipe: Recipe) -> dict:
     """Train as ``recipe`` says, continuing from the last checkpoint in its output folder if there is one.
 
-    Saves model and tokenizer (bf16 safetensors) and ``training.json`` with the losses, and returns what that file holds.
+    Saves the model or its adapter, the tokenizer, ``training.json`` with the losses and a model card, and returns what
+    that file holds. Raises ValueError for what the user can mend, and KeyboardInterrupt after Ctrl-C, when a checkpoint
+    is saved.
     """
-    transformers.set_seed(recipe.training.get("seed", 42))
-    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer or recipe.model)
-    model = _build_model(recipe, tokenizer)
-    method = METHODS[recipe.objective]
-    objective = method.build(recipe.objective_options)
-    method.prepare(objective, model, tokenizer)
+    for key, source in (("tokenizer", recipe.tokenizer), ("model", recipe.model)):
+        if source is not None:
+            check_source(key, source, recipe.output)
     arguments = recipe.training_arguments()
-    train = PackedDataset(
-        read_texts(recipe.data), tokenizer, recipe.sequence_length, seed=arguments.data_seed or arguments.seed
-    )
-    held_out = {
-        Path(path).stem.replace("-", "_"): PackedDataset(read_texts([path]), tokenizer, recipe.sequence_length)
-        for path in recipe.held_out
-    }
+    transformers.set_seed(arguments.seed)
+    named = ("tokenizer", recipe.tokenizer) if recipe.tokenizer else ("model", recipe.model)
+    tokenizer = _load(AutoTokenizer, *named)
+    train, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
+    model = _build_model(recipe, tokenizer, arguments)
+    method, tuned = METHODS[recipe.objective], recipe.tuned
+    objective = tuned.gate(model, method.build(recipe.objective_options))
+    method.prepare(objective, model, tokenizer)
+    if recipe.mask_init != "mean":
+        initialise_mask_token(model, model.generation_config.mask_token_id, recipe.mask_init)
+    tuned.add_lora(model)
     if recipe.compile:
         model.get_decoder().compile()
+    rows = [row for data in held_out.values() for row in (data[i] for i in range(min(len(data), recipe.measured.rows)))]
     trainer = ObjectiveTrainer(
         model,
         arguments,
@@ -45,19 +59,30 @@ def finetune(recipe: Recipe) -> dict:
         eval_dataset=held_out,
         objective=objective,
         evaluation_objective=NextTokenObjective(),
+        measure=lambda model: recipe.measured(model, objective, rows),
     )
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(recipe.output) if Path(recipe.output).is_dir() else None)
+    interrupt = SaveOnInterrupt(trainer.accelerator)
+    trainer.add_callback(interrupt)
+    folder, started = Path(recipe.output), time.perf_counter()
+    with full_disk_named(recipe.output), interrupt.listening():
+        checkpoint = last_checkpoint(folder)
+        before = _before(trainer, held_out, folder, checkpoint) if recipe.measure else {}
+        trainer.train(resume_from_checkpoint=checkpoint)
     minutes = (time.perf_counter() - started) / 60
-    losses = {name: trainer.evaluate(data, metric_key_prefix=name)[f"{name}_loss"] for name, data in held_out.items()}
+    tokens_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     report = {
         "objective": repr(objective),
+        "tuning": repr(tuned),
         "steps": trainer.state.global_step,
-        "tokens_per_step": arguments.train_batch_size * arguments.gradient_accumulation_steps * recipe.sequence_length,
-        "train_tokens": train.tokens.numel(),
+        "tokens_per_step": tokens_per_step * recipe.sequence_length,
+        "train_tokens": None if recipe.streaming else train.tokens.numel(),
         "minutes_of_last_run": round(minutes, 1),
-        "machine": f"{os.cpu_count()} CPU cores" if arguments.device.type == "cpu" else torch.cuda.get_device_name(),
-        "held_out_next_token_loss_nats": {name: round(loss, 4) for name, loss in losses.items()},
+        "machine": _machine(arguments),
+        "dtype": "bfloat16" if arguments.bf16 else "float32",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **before,
+        "held_out_next_token_loss_nats": _held_out_losses(trainer, held_out),
+        "measured": trainer.measured() if recipe.measure else {},
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
     method.record(objective, model, tokenizer)
@@ -65,14 +90,87 @@ def finetune(recipe: Recipe) -> dict:
         model.generation_config.decoder = recipe.decoder
     # Else transformers takes the file for a copy of config.json when it loads it, and drops what that does not have.
     model.generation_config._from_model_config = False
-    model.to(torch.bfloat16).save_pretrained(recipe.output)
-    tokenizer.save_pretrained(recipe.output)
-    (Path(recipe.output) / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what FSDP or ZeRO has cut up
+    if trainer.is_world_process_zero():
+        with full_disk_named(recipe.output):
+            _save(recipe, model, weights, folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+            if recipe.measure:
+                write_card(recipe, report, folder)
+    trainer.accelerator.wait_for_everyone()
     return report
 
 
-def _build_model(recipe: Recipe, tokenizer):
+def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[Dataset, dict[str, PackedDataset]]:
+    """Training rows, and held-out rows by the name under which they are reported."""
+    length = recipe.sequence_length
+    held_out = {
+        Path(source.path).stem.replace("-", "_"): PackedDataset(load_documents([source], tokenizer), length)
+        for source in recipe.held_out_sources
+    }
+    if recipe.streaming:
+        return StreamedRows(stream_documents(recipe.sources, tokenizer, seed), length), held_out
+    documents = load_documents(recipe.sources, tokenizer, seed)
+    if isinstance(recipe.held_out, float):
+        kept = max(1, round(recipe.held_out * len(documents)))
+        held_out = {"held_out": PackedDataset(documents.select(range(kept)), length)}
+        documents = documents.select(range(kept, len(documents)))
+    return PackedDataset(documents, length), held_out
+
+
+def _before(trainer: ObjectiveTrainer, held_out: dict, folder: Path, checkpoint: str | None) -> dict:
+    """The same figures of the model that training starts from; kept in a file for a run that is resumed."""
+    path = folder / BEFORE_FILE
+    if checkpoint is not None:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    before = {"held_out_before": _held_out_losses(trainer, held_out), "measured_before": trainer.measured()}
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(before, indent=1) + "\n")
+    return before
+
+
+def _held_out_losses(trainer: ObjectiveTrainer, held_out: dict[str, PackedDataset]) -> dict[str, float]:
+    losses = {name: trainer.evaluate(data, metric_key_prefix=name)[f"{name}_loss"] for name, data in held_out.items()}
+    return {name: round(loss, 4) for name, loss in losses.items()}
+
+
+def _save(recipe: Recipe, model, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    dtype = getattr(torch, recipe.save_dtype)
+    METHODS[recipe.objective].save(model, weights, folder)
+    if recipe.tuned.kind == "gated":
+        gated_adapter(model).save(model, folder, dtype)
+        return
+    model.config.dtype = dtype
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    model.to(dtype).save_pretrained(folder, state_dict=weights)
+    if recipe.tuned.merge:
+        model.generation_config.save_pretrained(folder)
+        merge_adapter(folder, folder / "merged", dtype)
+    elif recipe.tuned.kind == "lora":
+        model.generation_config.save_pretrained(folder)
+
+
+def _machine(arguments) -> str:
+    if arguments.device.type == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    count = arguments.world_size
+    return ("" if count == 1 else f"{count} x ") + torch.cuda.get_device_name()
+
+
+def _build_model(recipe: Recipe, tokenizer, arguments):
     if recipe.model is not None:
-        return AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+        # Frozen weights need no more digits than they are computed with; those that are trained do.
+        frozen = recipe.tuned.kind != "full" and arguments.bf16
+        return _load(AutoModelForCausalLM, "model", recipe.model, dtype=torch.bfloat16 if frozen else torch.float32)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **recipe.new_model))
+
+
+def _load(kind, key: str, source: str, **settings):
+    try:
+        return kind.from_pretrained(source, **settings)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{key} {source!r} cannot be loaded: {reason}") from error

@@ -1,40 +1,170 @@
 """transformers' Trainer, with the loss taken from an objective."""
 
 from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import Trainer
+
+from decoding.packed import Packing, target_mask
+
+TRAINED_FILE = "trained.safetensors"  # of a checkpoint of which most weights are frozen
 
 
 class ObjectiveTrainer(Trainer):
     """A Trainer whose loss is ``objective(model, batch) -> (loss, metrics)``; metrics are averaged into its logs.
 
-    Evaluation always measures the next-token loss (``evaluation_objective``), so that every method is judged alike.
+    The loss of a step is the mean over the labels of all its micro-batches on all processes, whatever their number. For
+    that an objective says in ``metrics["labels"]`` over how many labels its loss is the mean; one that does not say is
+    taken to mean over the target tokens of its batch. Random masks depend on the seed, the step, the micro-batch and
+    the process alone, so neither resuming nor evaluating changes them.
+
+    Evaluation always measures the next-token loss (``evaluation_objective``), so that every method is judged alike, and
+    logs what ``measure(model)`` returns. Checkpoints hold only what is trained.
     """
 
-    def __init__(self, *args, objective, evaluation_objective, **kwargs):
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args, objective, evaluation_objective, measure=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.objective = objective
         self.evaluation_objective = evaluation_objective
+        self.measure = measure
         self._sums = defaultdict(float)
-        self._steps = 0
+        self._calls = defaultdict(int)
+        self._start_step()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self.accelerator.autocast():
-            loss, metrics = self.objective(self.accelerator.unwrap_model(model), inputs)
+    def _start_step(self) -> None:
+        self._micro_batch = 0
+        self._labels = torch.zeros((), device=self.args.device)
+        self._loss = torch.zeros((), device=self.args.device)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """The target tokens of one optimizer step, on all processes."""
+        count = sum(_count_targets(batch) for batch in batch_samples)
+        count = self.accelerator.reduce(torch.as_tensor(count, device=device, dtype=torch.float32), "sum")
+        return count.clamp_min(1)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        entropy = [self.args.seed, self.state.global_step, self._micro_batch, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        self._micro_batch += 1
+        super().training_step(model, inputs, num_items_in_batch)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros_like(self._loss)
+        return self._finish_step(num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
+        loss, metrics = self._run(self.objective, model, inputs)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower training.learning_rate or set "
+                f"training.max_grad_norm; checkpoints of earlier steps are in {self.args.output_dir}"
+            )
+        targets = _count_targets(inputs)
+        labels = metrics.pop("labels", targets)
+        if not self._can_rescale:
+            labels = targets
         for name, value in metrics.items():
-            self._sums[name] += float(value)
-        self._steps += 1
+            if torch.isfinite(torch.as_tensor(value)):  # the mean over no label is not
+                self._sums[name] += float(value)
+                self._calls[name] += 1
+        self._labels += labels
+        self._loss += loss.detach() * labels
+        # Backward hooks average over processes, so the factor makes it a sum; _finish_step divides by the true number.
+        return loss * (labels * self.accelerator.num_processes / num_items_in_batch)
+
+    def _finish_step(self, num_items_in_batch: Tensor) -> Tensor:
+        """Divide the summed gradient by the number of labels; returns the loss in such a form that logs average it right."""
+        labels = self.accelerator.reduce(self._labels, "sum").clamp_min(1)
+        loss = self._loss * self.accelerator.num_processes / labels
+        if self._can_rescale:
+            factor = num_items_in_batch / labels
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        self._start_step()
         return loss
 
+    @property
+    def _can_rescale(self) -> bool:
+        """DeepSpeed takes its step inside backward, so there each micro-batch counts as its target tokens."""
+        return self.accelerator.distributed_type != DistributedType.DEEPSPEED
+
+    def _run(self, objective, model, inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        inner = self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast(), _forward_runs(objective, inner):
+            return model(**inputs)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        with torch.no_grad(), self.accelerator.autocast():
-            loss, _ = self.evaluation_objective(self.accelerator.unwrap_model(model), self._prepare_inputs(inputs))
+        with torch.no_grad():
+            loss, _ = self._run(self.evaluation_objective, model, self._prepare_inputs(inputs))
         return loss, None, None
 
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        figures = super().evaluate(eval_dataset, *args, **kwargs)
+        if eval_dataset is None and self.measure is not None:
+            measured = {f"eval_{name}": value for name, value in self.measured().items()}
+            self.log(measured)
+            figures |= measured
+        return figures
+
+    def measured(self) -> dict[str, float]:
+        """What ``measure`` finds; nothing where the weights are cut up over processes."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return {}
+        return self.measure(self.accelerator.unwrap_model(self.model))
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        trained = self._trained_names()
+        if len(trained) == len(list(self.model.parameters())):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        save_file({name: weights[name].contiguous() for name in trained}, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        path = Path(resume_from_checkpoint) / TRAINED_FILE
+        if not path.is_file():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        (self.model if model is None else model).load_state_dict(load_file(path), strict=False)
+
     def log(self, logs, *args, **kwargs):
-        if "loss" in logs and self._steps:
-            logs |= {name: round(total / self._steps, 4) for name, total in self._sums.items()}
+        if "loss" in logs:
+            logs |= {name: round(total / self._calls[name], 4) for name, total in self._sums.items()}
             self._sums.clear()
-            self._steps = 0
+            self._calls.clear()
         super().log(logs, *args, **kwargs)
+
+
+@contextmanager
+def _forward_runs(objective, model):
+    """Let ``model(**batch)`` be ``objective(model, batch)``.
+
+    DDP, FSDP and DeepSpeed gather parameters and synchronise gradients around the forward of the model they wrap, so
+    the whole loss has to be computed inside it.
+    """
+    stock = vars(model).get("forward")
+    model.forward = lambda **batch: objective(model, batch)
+    try:
+        yield
+    finally:
+        if stock is None:
+            del model.forward
+        else:
+            model.forward = stock
+
+
+def _count_targets(batch: dict[str, Tensor]) -> Tensor:
+    return target_mask(batch, Packing.of(batch["document_ids"])).sum()

@@ -7,23 +7,30 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from decoding import find_mask_token
+from decoding.adapter import SETTINGS_FILE, base_of, holds_adapter, load_adapter
+from rpt import OFFSET_CODE_FILE, load_offset_code
 
 EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED_GATED = Path(__file__).parent / "embedded-gated"
+MODEL_FILES = ("config.json", "adapter_config.json", SETTINGS_FILE)  # a model, or peft's or our adapter
 SET_BLOCKS = "sbd:block_size=16,entropy_bound=0.1"
 
 
 def load_model(source: str | None, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and the tokenizer in folder ``source``, by that name on the hub, or embedded where ``source`` is None.
 
-    dtype: by default that of the files, for the embedded model float32. Raises ValueError if there is no such model.
+    A folder may hold an adapter, gated or peft's, that names its base model. "embedded-gated" is the embedded model as it
+    was before set-block training, with a gated adapter.
+    dtype: by default that of the files, for the embedded models float32. Raises ValueError if there is no such model.
     """
-    if source is None:
-        if not (EMBEDDED / "model.safetensors").is_file():
+    packaged = {None: EMBEDDED, EMBEDDED_GATED.name: EMBEDDED_GATED}.get(source)
+    if packaged is not None:
+        if not (packaged / "model.safetensors").is_file():
             raise ValueError("this installation has no embedded model; name a model of your own")
-        return _load(str(EMBEDDED), dtype or torch.float32)
+        return _load(str(packaged), dtype or torch.float32)
     path = Path(source).expanduser()
     check_source(source)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in MODEL_FILES):
         raise ValueError(f"model {source!r} is a folder without config.json, so there is no model in it")
     return _load(str(path) if path.is_dir() else source, dtype)
 
@@ -39,7 +46,8 @@ def check_source(source: str) -> None:
 def _load(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True)
+        base = base_of(name) if holds_adapter(name) else name
+        model, info = AutoModelForCausalLM.from_pretrained(base, dtype=dtype or "auto", output_loading_info=True)
     except (ValueError, OSError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
     # Weights that are not in the files are random, and nobody should miss that because the log is quiet.
@@ -48,6 +56,10 @@ def _load(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTra
         warnings.warn(
             f"model {name!r}: {len(absent)} weights are not in its files and are random: {absent[0]}, ...", stacklevel=2
         )
+    if (Path(name) / OFFSET_CODE_FILE).is_file():
+        load_offset_code(model, name)
+    if holds_adapter(name):
+        load_adapter(model, name)
     return model.eval(), tokenizer
 
 

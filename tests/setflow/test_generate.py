@@ -119,7 +119,7 @@ def test_dtype_and_prompt_from_standard_input(setflow, tiny, monkeypatch):
         (["generate", "x", "--unknown"], "No such option: --unknown"),
         (["unknown"], "No such command 'unknown'"),
         (["finetune", "no-such-recipe"], "error: recipe 'no-such-recipe' is no file and no packaged recipe; those are"),
-        (["finetune", "embedded-sbd", "model=tests/none"], "error: model 'tests/none' does not exist; give a folder"),
+        (["finetune", "embedded-sbd", "model=tests/none"], "error: model: the folder 'tests/none' does not exist"),
         (["finetune", "embedded-ntp", "leraning=1"], "error: unknown key 'leraning'"),
         (["chat", "--model", "no-such-folder"], "error: model 'no-such-folder' does not exist"),
     ],

@@ -1,0 +1,54 @@
+"""Set Block Decoding and Resample-Previous-Tokens in one run: some sequences train the one, the others the other.
+
+A sequence is either masked or reordered: reordered clean tokens would change what the masked rows of SBD see.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoding.checks import check_range
+from rpt import ResampleObjective
+from sbd import SetBlockObjective
+
+
+@dataclass(frozen=True)
+class SetBlockResampleObjective:
+    """Loss in nats: the mean over all labels of both objectives.
+
+    resample_share: share of the sequences of a batch that train previous tokens; where it is no whole number of them, a
+        coin decides about the last one. set_block, resample: the fields of SetBlockObjective and ResampleObjective.
+    """
+
+    resample_share: float = 0.5
+    set_block: Mapping[str, Any] = field(default_factory=dict)
+    resample: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_range("resample_share", self.resample_share, 0, 1)
+        _ = self.set_block_objective, self.resample_objective  # check their fields
+
+    @cached_property
+    def set_block_objective(self) -> SetBlockObjective:
+        return SetBlockObjective(**self.set_block)
+
+    @cached_property
+    def resample_objective(self) -> ResampleObjective:
+        return ResampleObjective(**self.resample)
+
+    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = len(batch["input_ids"])
+        count = int(self.resample_share * rows + torch.rand(()))
+        parts = (self.resample_objective, slice(0, count)), (self.set_block_objective, slice(count, rows))
+        total, labels, metrics = 0.0, 0, {}
+        for objective, part in parts:
+            if part.stop > part.start:
+                loss, found = objective(model, {name: values[part] for name, values in batch.items()})
+                total = total + loss * found["labels"]
+                labels += found.pop("labels")
+                metrics |= found
+        return total / max(1, labels), metrics | {"labels": labels}

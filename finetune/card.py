@@ -1,0 +1,90 @@
+"""The model card: what was trained on what, how fast it decodes and what that costs, and the command that does it again."""
+
+from pathlib import Path
+
+CARD = """---
+library_name: transformers
+tags: [setflow{tag}]{base}
+---
+# {title}
+
+{what}
+
+{use}
+
+## Measured
+
+{losses}
+
+{table}
+
+{acceptance}
+
+Greedy, batch 1, {dtype}, {machine}; {prompts} held-out prompts of {prompt_tokens} tokens, up to {max_new_tokens} new
+tokens each. Tokens per forward count neither the prefill nor anything after the end of a text.
+
+## Training
+
+{steps:,} steps of {tokens_per_step:,} tokens, {minutes} minutes in the last run. Objective: `{objective}`.
+
+    {command}
+"""
+WHAT = {
+    "full": "All weights were trained, so its next-token text is not that of the model it started from.",
+    "lora": "LoRA on all rows: its next-token text is not that of the model it started from.",
+    "gated": "A row-gated adapter: next-token text of the base model is unchanged bit for bit, and mask rows draft it.",
+}
+USE = """```python
+from decoding import decoder_from_spec, load_adapted
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = {load}("{saved}"), AutoTokenizer.from_pretrained("{saved}")
+inputs = tokenizer("PROMPT", return_tensors="pt")
+decoder = decoder_from_spec("{spec}")
+model.generate(**inputs, custom_generate=decoder)
+```"""
+
+
+def write_card(recipe, report: dict, folder: Path) -> None:
+    """Write ``README.md`` into ``folder``, every figure in it from ``report``."""
+    kind, measure, after = recipe.tuned.kind, recipe.measured, report["measured"]
+    before = report.get("measured_before") or {}
+    load = "AutoModelForCausalLM.from_pretrained" if kind != "gated" else "load_adapted"
+    saved = folder / "merged" if recipe.tuned.merge else folder
+    losses = ["| held-out text | next-token loss before | after, nats per token |", "|---|---|---|"]
+    earlier = report.get("held_out_before", {})
+    for name, loss in report["held_out_next_token_loss_nats"].items():
+        losses.append(f"| {name} | {_shown(earlier.get(name))} | {loss:.4f} |")
+    table = ["| decoder | tokens per forward before | after | same text as next-token decoding |", "|---|---|---|---|"]
+    for spec in ("ntp", *measure.decoders) if measure.decoders else ():
+        key = f"tokens_per_forward/{spec}"
+        table.append(f"| `{spec}` | {_shown(before.get(key))} | {after[key]:.2f} | {after[f'same_text/{spec}']:.0%} |")
+    accepted = [f"{value:.2f}" for name, value in after.items() if name.startswith("acceptance_")]
+    (folder / "README.md").write_text(
+        CARD.format(
+            tag=", set-block-decoding" if recipe.objective == "sbd" else "",
+            base=f"\nbase_model: {recipe.model}" if recipe.model and "/" in recipe.model else "",
+            title=Path(recipe.output).name,
+            what=WHAT[kind],
+            use=USE.format(load=load, saved=saved, spec=recipe.decoder or "ntp"),
+            losses="\n".join(losses) if len(losses) > 2 else "No held-out text was given.",
+            table="\n".join(table) if len(table) > 2 else "Tokens per forward were not measured.",
+            acceptance=f"Acceptance 1 - TV(p, q) by offset in a masked block: {', '.join(accepted)}."
+            if accepted
+            else "",
+            dtype="float32" if report["dtype"] == "float32" else "bfloat16",
+            machine=report["machine"],
+            prompts=measure.prompts,
+            prompt_tokens=measure.prompt_tokens,
+            max_new_tokens=measure.max_new_tokens,
+            steps=report["steps"],
+            tokens_per_step=report["tokens_per_step"],
+            minutes=report["minutes_of_last_run"],
+            objective=report["objective"],
+            command=report["command"],
+        )
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,84 @@
+"""What ends a run early: Ctrl-C and SIGTERM save a checkpoint, a full disk is told in one sentence."""
+
+import errno
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FULL_DISK = ("No space left on device", "file write failed", "failed writing file", "unexpected pos")
+
+
+class SaveOnInterrupt(TrainerCallback):
+    """The first SIGINT or SIGTERM ends the running step, saves a checkpoint and stops; a second one kills as usual.
+
+    Under several processes all of them stop at the same step, whichever got the signal.
+    """
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.interrupted = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside; raises KeyboardInterrupt at the end if there was one."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may catch signals
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = before
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _note(self, number, frame) -> None:
+        self.interrupted = True
+        signal.signal(number, self._before[number])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(self.interrupted), device=self.accelerator.device)
+            self.interrupted = bool(self.accelerator.reduce(flag, "sum") > 0)
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+
+@contextmanager
+def full_disk_named(folder: str) -> Iterator[None]:
+    """Turn the many forms in which a full disk shows into one ValueError that names ``folder``."""
+    try:
+        yield
+    except Exception as error:  # safetensors and torch.save have exceptions of their own for it
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if is_full or any(sign in str(error) for sign in FULL_DISK):
+            raise ValueError(
+                f"the disk of output folder {folder!r} is full: free some space and give the same command again, the run "
+                f"goes on from its last whole checkpoint"
+            ) from error
+        raise
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in ``folder`` that was written to its end, if any.
+
+    The trainer's state is written last, so one without it was cut off by a full disk or a kill.
+    """
+    found = []
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        found.append((int(path.name.rpartition("-")[2]), str(path)))
+    return max(found)[1] if found else None

@@ -1,0 +1,139 @@
+"""What fine-tuning is for, measured on held-out text: losses, acceptance of drafts, tokens per forward."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoding import decoder_from_spec, find_mask_token
+from decoding.blocks import BlockGrid, set_block_visibility
+from decoding.checks import check_count
+from decoding.packed import Packing, target_mask
+from sbd.objective import run_copies
+
+CHUNK = 512  # rows whose laws are held at once
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The ``measure`` key of a recipe: what is measured at each evaluation and for the model card.
+
+    decoders: specs whose tokens per forward are measured; none are by default.
+    block_size: of the masked blocks for which the acceptance of drafts is measured.
+    rows: held-out rows for the objective's losses and the acceptance.
+    prompts, prompt_tokens, max_new_tokens: decoding continues the first ``prompt_tokens`` tokens of the first
+        ``prompts`` held-out rows, greedily.
+    """
+
+    decoders: tuple[str, ...] = ()
+    block_size: int = 8
+    rows: int = 16
+    prompts: int = 4
+    prompt_tokens: int = 16
+    max_new_tokens: int = 64
+
+    def __post_init__(self):
+        object.__setattr__(self, "decoders", tuple(self.decoders))
+        for spec in self.decoders:
+            decoder_from_spec(spec)
+        for name in ("block_size", "rows", "prompts", "prompt_tokens", "max_new_tokens"):
+            check_count(f"measure.{name}", getattr(self, name))
+
+    def __call__(self, model, objective, rows: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+        """Figures of ``model`` on held-out ``rows`` (items of a PackedDataset): a flat dictionary for logs and cards."""
+        was_training = model.training
+        model.eval()
+        batches = [{name: column[None].to(model.device) for name, column in row.items()} for row in rows]
+        figures = objective_losses(model, objective, batches[: self.rows])
+        if has_mask_token(model):
+            accepted = acceptance_by_offset(model, batches[: self.rows], self.block_size)
+            figures |= {f"acceptance_{offset}": value for offset, value in enumerate(accepted)}
+        prompts = [batch["input_ids"][:, : self.prompt_tokens] for batch in batches[: self.prompts]]
+        texts = {}
+        for spec in ("ntp", *self.decoders) if self.decoders else ():
+            speed, texts[spec] = tokens_per_forward(model, prompts, spec, self.max_new_tokens)
+            figures[f"tokens_per_forward/{spec}"] = speed
+            same = sum(torch.equal(ours, other) for ours, other in zip(texts[spec], texts["ntp"], strict=True))
+            figures[f"same_text/{spec}"] = same / len(prompts)
+        model.train(was_training)
+        return {name: round(value, 4) for name, value in figures.items()}
+
+
+def has_mask_token(model) -> bool:
+    try:
+        find_mask_token(model)
+    except ValueError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def objective_losses(model, objective, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The objective's metrics on ``batches``, with the same masks at every call; means over labels, in nats."""
+    sums, labels = {}, 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for batch in batches:
+            loss, metrics = objective(model, batch)
+            count = metrics.pop("labels", 1)
+            labels += count
+            for name, value in {"objective_loss": loss, **metrics}.items():
+                if torch.isfinite(torch.as_tensor(value)):
+                    sums[name] = sums.get(name, 0.0) + float(value) * count
+    return {name: total / max(1, labels) for name, total in sums.items()}
+
+
+@torch.no_grad()
+def acceptance_by_offset(model, batches: list[dict[str, Tensor]], block_size: int) -> list[float]:
+    """1 - TV(p, q) for each offset in a whole masked block: how often speculative sampling accepts the draft there.
+
+    p is the next-token law of a token and q the law of its mask row, both without the mask token, at temperature 1.
+    Returns ``block_size`` numbers between 0 and 1; the mean over the targets that have a token before them.
+    """
+    mask_id, head = find_mask_token(model), model.get_output_embeddings()
+    sums, counts = torch.zeros(block_size), torch.zeros(block_size)
+    for batch in batches:
+        tokens = batch["input_ids"]
+        packing = Packing.of(batch["document_ids"])
+        wanted = target_mask(batch, packing)
+        blocks = BlockGrid.of(packing, wanted, block_size)
+        rows = torch.cat([tokens, tokens.masked_fill(wanted, mask_id)], dim=1)
+        visibility = set_block_visibility(packing, blocks)
+        hidden = run_copies(model, rows, packing.position.repeat(1, 2), visibility, tokens.shape[1])
+        clean, masked = hidden.chunk(2, dim=1)
+        chosen = wanted & (packing.position > 0)
+        offsets = (packing.index - blocks.start)[chosen]
+        pairs = zip(clean.roll(1, dims=1)[chosen].split(CHUNK), masked[chosen].split(CHUNK), strict=True)
+        overlap = torch.cat([_overlap(head(p), head(q), mask_id) for p, q in pairs])
+        sums.index_add_(0, offsets.cpu(), overlap.cpu())
+        counts.index_add_(0, offsets.cpu(), torch.ones(len(offsets)))
+    return (sums / counts.clamp_min(1)).tolist()
+
+
+def _overlap(p: Tensor, q: Tensor, mask_id: int) -> Tensor:
+    """Sum of min(p, q) [N] for logits [N, V]."""
+    laws = []
+    for logits in (p, q):
+        logits = logits.float()
+        logits[:, mask_id] = -torch.inf
+        laws.append(logits.softmax(-1))
+    return torch.minimum(*laws).sum(-1)
+
+
+def tokens_per_forward(model, prompts: list[Tensor], spec: str, max_new_tokens: int) -> tuple[float, list[Tensor]]:
+    """Tokens per forward over all ``prompts`` [1, P], decoded greedily one by one, and what was decoded."""
+    tokens, forwards, texts = 0, 0, []
+    for prompt in prompts:
+        out = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            custom_generate=decoder_from_spec(spec),
+        )
+        tokens += int(out.new_tokens.sum())
+        forwards += int(out.forwards.sum())
+        texts.append(out.sequences[0].cpu())
+    return tokens / forwards, texts

@@ -1,0 +1,96 @@
+"""What is trained: all weights, LoRA on all rows, or LoRA that acts on mask rows only."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from decoding.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter
+from decoding.checks import check_choice, check_count, check_range
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The ``tuning`` key of a recipe.
+
+    kind: "full" trains every weight; "lora" trains low-rank terms on all rows (peft), which can be merged; "gated"
+        trains low-rank terms on mask rows only, so that the base model's own text does not change.
+    rank, alpha: of the low-rank terms, which are multiplied by alpha / rank; alpha is 2 * rank by default.
+    dropout: on the input of the terms, for "lora".
+    targets: the linear layers that get terms, by the last part of their names.
+    merge: save the merged model instead of the adapter, for "lora".
+    """
+
+    kind: Literal["full", "lora", "gated"] = "full"
+    rank: int = 32
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: tuple[str, ...] = LINEAR_LAYERS
+    merge: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))
+        check_choice("tuning.kind", self.kind, ("full", "lora", "gated"))
+        check_count("tuning.rank", self.rank)
+        check_range("tuning.dropout", self.dropout, 0, 1, include_high=False)
+        if self.alpha is not None:
+            check_range("tuning.alpha", self.alpha, 0, include_low=False)
+        for name in ("dropout", "merge"):
+            if getattr(self, name) and self.kind != "lora":
+                raise ValueError(f"tuning.{name} is for kind lora, got kind {self.kind!r}")
+
+    @property
+    def scaled_alpha(self) -> float:
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    def gate(self, model, objective):
+        """Before the mask token is set: attach a gated adapter if one is wanted. Returns the objective that fits."""
+        if self.kind != "gated":
+            return objective
+        if "gated" not in {field.name for field in dataclasses.fields(objective)}:
+            raise ValueError(f"tuning.kind gated trains mask rows alone, which {type(objective).__name__} cannot")
+        model.requires_grad_(False)
+        GatedAdapter(model, self.rank, self.scaled_alpha, self.targets).attach(model)
+        return dataclasses.replace(objective, gated=True)
+
+    def add_lora(self, model) -> None:
+        """After the mask token is set: add peft's LoRA if it is wanted, with the mask token's embedding trained too."""
+        if self.kind != "lora":
+            return
+        from peft import LoraConfig
+
+        mask_token_id = getattr(model.generation_config, "mask_token_id", None)
+        model.add_adapter(
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=self.rank,
+                lora_alpha=self.scaled_alpha,
+                lora_dropout=self.dropout,
+                target_modules=list(self.targets),
+                trainable_token_indices=None if mask_token_id is None else [mask_token_id],
+            )
+        )
+
+
+def merge_adapter(folder: str | Path, output: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the model that the LoRA adapter in ``folder`` and its base make together, and its tokenizer, to ``output``.
+
+    Raises ValueError for a gated adapter, whose terms depend on the row.
+    """
+    from peft import PeftConfig, PeftModel
+
+    if holds_adapter(folder):
+        raise ValueError(f"{str(folder)!r} is a gated adapter: it acts on mask rows only, so it cannot be merged")
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds no LoRA adapter: adapter_config.json is missing")
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    if (Path(folder) / "generation_config.json").is_file():
+        merged.generation_config = type(merged.generation_config).from_pretrained(folder)
+        merged.generation_config._from_model_config = False
+    merged.to(dtype).save_pretrained(output)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(output)

@@ -1,0 +1,58 @@
+"""A tiny recipe that any test can change: four steps of a one-layer Llama on a page of text."""
+
+import json
+
+import pytest
+
+from finetune import load_recipe
+
+TEXTS = [
+    f"the {word} ate the {other}." for word in ("cat", "dog", "hen", "fox") for other in ("bread", "corn", "fish")
+] * 6
+NEW_MODEL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TRAINING = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "seed": 3,
+    "learning_rate": 1e-2,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+@pytest.fixture
+def recipe_path(tmp_path, data, tokenizer):
+    """``recipe_path(**changes)``: the file of a run of four steps; ``training`` changes single arguments of it."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+    def write(output: str = "out", training: dict | None = None, **changes):
+        values = {
+            "output": str(tmp_path / output),
+            "data": [str(data)],
+            "held_out": [str(data)],
+            "new_model": NEW_MODEL,
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "objective": "sbd",
+            "sequence_length": 32,
+            "training": TRAINING | (training or {}),
+        } | changes
+        path = tmp_path / f"{output}.yaml"
+        path.write_text(json.dumps(values))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def recipe(recipe_path):
+    """``recipe(**changes)``: the same, loaded."""
+    return lambda *arguments, **changes: load_recipe(recipe_path(*arguments, **changes))
