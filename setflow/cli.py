@@ -25,7 +25,7 @@ app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.add_typer(bench.app, name="bench")
 app.command("corpus")(corpus.corpus)
-app.command("finetune")(finetune.finetune)
+app.add_typer(finetune.app, name="finetune")
 
 
 def _print_version(wanted: bool) -> None:

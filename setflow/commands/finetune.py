@@ -1,41 +1,107 @@
-"""``setflow finetune``: train as a recipe says."""
+"""``setflow finetune``: train as a recipe says, estimate what that costs, and make the data for it."""
 
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from setflow.commands.settings import need_extra, note
 
+TRAIN = ("accelerate", "yaml", "datasets")
 
-def finetune(
+
+class RecipeFirst(TyperGroup):
+    """``setflow finetune RECIPE ...``: what is no command is a recipe."""
+
+    def parse_args(self, ctx, args):
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["recipe", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RecipeFirst,
+    help="setflow finetune RECIPE [KEY=VALUE ...] trains as the recipe says; see `setflow finetune recipe --help`.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def recipe(
     recipe: Annotated[
         str,
-        typer.Argument(help="A YAML file, or the name of a packaged recipe such as embedded-ntp."),
+        typer.Argument(help="A YAML file, or the name of a packaged recipe such as llama3.1-8b-gated."),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Change the recipe, for instance training.learning_rate=1e-4."),
     ] = None,
 ) -> None:
-    """Train a model as a recipe says.
+    """Train a model as a recipe says; the word "recipe" may be left out.
 
-    Goes on from the last checkpoint of the output folder, if there is one. Writes the model, its tokenizer and
-    training.json into the recipe's output folder.
+    Goes on from the last checkpoint of the output folder, if there is one. Writes the model or its adapter, the
+    tokenizer, training.json and a model card into the recipe's output folder.
     """
-    need_extra("train", ("accelerate", "yaml"))
+    need_extra("train", TRAIN)
     import finetune as package
-    from setflow.loading import check_source
 
     chosen = package.load_recipe(find_recipe(recipe), overrides or ())
-    if chosen.model is not None:
-        check_source(chosen.model)
-    report = package.finetune(chosen)
+    try:
+        report = package.finetune(chosen)
+    except KeyboardInterrupt:
+        note("stopped: a checkpoint is saved, the same command goes on from it")
+        raise
     losses = report["held_out_next_token_loss_nats"]
     for name, loss in losses.items():
         note(f"{name}: {loss:.4f} nats per token, next-token loss on held-out text")
-    note(f"{chosen.output}: the model, its tokenizer and training.json")
+    for key, speed in report["measured"].items():
+        if key.startswith("tokens_per_forward/"):
+            note(f"{key.partition('/')[2]}: {speed:.2f} tokens per forward on held-out prompts")
+    note(f"{chosen.output}: what was trained, its tokenizer, training.json and a model card")
+
+
+@app.command("distill-data")
+def distill_data(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of the model whose text it is to be.")],
+    output: Annotated[str, typer.Argument(help="The JSONL file to write; one that is there is continued.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="JSONL with 'messages', 'prompt' or 'text'; by default whole texts are sampled."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Number of texts.")] = 1000,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", help="What is taken of a 'text' as its prompt.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Of each text.")] = 256,
+    temperature: Annotated[float, typer.Option(metavar="T", help="1 is the model's own law, 0 is greedy.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Texts that are sampled at once.")] = 32,
+    seed: Annotated[int, typer.Option(metavar="S")] = 0,
+) -> None:
+    """Write a model's own texts as training data, so that its next-token mode does not move while it learns to draft.
+
+    Uses vLLM where it is installed. Stop it at any time: the same command goes on from the last whole batch.
+    """
+    need_extra("train", TRAIN)
+    import transformers
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from finetune.distill import Distillation, distill
+    from setflow.loading import check_source
+
+    check_source(model)
+    settings = Distillation(
+        model, output, prompts, samples, prompt_tokens, max_new_tokens, temperature, batch_size, seed
+    )
+    transformers.logging.disable_progress_bar()
+    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("texts", total=samples)
+        done = distill(settings, advance=lambda count: progress.advance(task, count))
+    note(f"{output}: {samples} texts, {min(done, samples)} of them from before")
 
 
 def find_recipe(name: str) -> Path:
