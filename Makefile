@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench embedded wheel-test clean
+.PHONY: help demo test lint format bench report embedded wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,19 @@ bench: $(VENV)/.dev  ## The measurements of the README, written into benchmarks/
 	$(BIN)/setflow bench speed --assistant build/embedded-draft
 	$(BIN)/setflow bench speed --assistant build/embedded-draft --dtype bf16 --name speed-bf16
 	$(BIN)/setflow bench memory
+
+# HumanEval, MBPP and GSM8K come from the folder in SETFLOW_DATA or from the hub; generated code runs in the sandbox.
+# The control is a model that `make embedded` leaves in build/; without it table 1 lacks its row.
+CONTROL := $(if $(wildcard build/embedded-control/config.json),--control build/embedded-control)
+TABLE1 := --decoder ntp --decoder sbd:block_size=16,entropy_bound=0.35 --decoder sbd:block_size=16,entropy_bound=0.1 \
+	--decoder sbd:block_size=16,entropy_bound=0.03,anchor=true,commit=prefix --decoder sbd-lossless:block_size=8
+report: $(VENV)/.dev  ## Quality against speed, small-scale table 1, HumanEval and a trace, in report/; minutes.
+	printf '478 + 395 = ?\n' | $(BIN)/setflow eval trace - --out report/trace.svg
+	$(BIN)/setflow eval sweep --limit 50
+	$(BIN)/setflow eval sweep --name sampled --tasks additions --limit 25 --temperature 0.7 --seed 0 --seed 1 --seed 2
+	$(BIN)/setflow eval sweep --name humaneval --tasks humaneval --max-gen-toks 64 --confirm-run-unsafe-code
+	$(BIN)/setflow eval sweep --name table1 --tasks additions,next_statement,humaneval,mbpp,gsm8k --limit 20 \
+		--max-gen-toks 192 $(CONTROL) $(TABLE1) --confirm-run-unsafe-code
 
 embedded: $(VENV)/.dev  ## Train the embedded model anew and put it into the package; takes hours.
 	$(BIN)/setflow corpus build/corpus

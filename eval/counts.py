@@ -33,7 +33,7 @@ def total(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The costs of all ``samples`` together: means are over tokens, not over samples.
 
     tokens_per_second: with batches, of all sequences that ran together. acceptance_lengths: how often a draft had 0, 1,
-    2, ... of its tokens accepted.
+    2, ... of its tokens accepted. cut_prompts: how many prompts were too long and lost their beginning.
     """
     samples = list(samples)
     tokens, forwards = sum(s["tokens"] for s in samples), sum(s["forwards"] for s in samples)
@@ -46,6 +46,7 @@ def total(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens_per_forward": tokens / max(forwards, 1),
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "cut_prompts": sum(bool(s.get("cut_prompt_tokens")) for s in samples),
     }
     if accepted:
         result["acceptance_lengths"] = [accepted[n] for n in range(max(accepted) + 1)]

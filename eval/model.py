@@ -13,6 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -45,7 +46,9 @@ class SetflowLM(HFLM):
     """HFLM with a decoder. Log-likelihoods are HFLM's.
 
     decoder: spec of the decoder, "ntp" is plain next-token decoding. finished: JSONL file of finished requests; those
-    it holds already are not run again. After a run ``samples`` has the costs of every generated text.
+    it holds already are not run again. batch_size: a number, or "auto" for the largest that HFLM finds to fit. seed: of
+    what is sampled; a run that goes on after a kill draws what it would have drawn without. After a run ``samples`` has
+    the costs of every generated text.
     """
 
     def __init__(
@@ -55,30 +58,57 @@ class SetflowLM(HFLM):
         finished: str | Path | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
+        seed: int = 0,
         **kwargs: Any,
     ):
-        check_count("batch_size", int(batch_size) if str(batch_size).isdigit() else batch_size)
+        batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size
+        if batch_size != "auto":
+            check_count("batch_size", batch_size)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.decoder = decoder_from_spec(decoder.replace(";", ","))
         self.finished = Finished(finished)
-        self.samples: list[dict[str, Any]] = []
         self._costs: list[dict[str, Any]] = []  # of the latest batch
         # What else decides the text that a prompt gets.
-        self._identity = [repr(self.decoder), _identity(pretrained), sorted((k, str(v)) for k, v in kwargs.items())]
-        super().__init__(pretrained, device=device, batch_size=int(batch_size), **kwargs)
+        self._settings = [identify(pretrained), sorted((k, str(v)) for k, v in kwargs.items())]
+        name = pretrained if isinstance(pretrained, str) else type(pretrained).__name__
+        # As lm-eval would have them from --model_args, for its result files.
+        self.arguments = {"pretrained": name, "device": device, "batch_size": batch_size, **kwargs}
+        self.use(decoder, int(seed))
+        super().__init__(pretrained, device=device, batch_size=batch_size, **kwargs)
+
+    def use(self, decoder: str, seed: int = 0) -> None:
+        """Decode with this decoder and seed from now on; the costs start anew."""
+        self.decoder, self.seed = decoder_from_spec(decoder.replace(";", ",")), seed
+        self.arguments |= {"decoder": decoder, "seed": seed}
+        self.samples: list[dict[str, Any]] = []
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text for each request, from ``finished`` where it is there; each batch is kept as soon as it is done."""
-        keys = number_repeats([request_key(self._identity, *request.args) for request in requests])
+        """The text for each request, from ``finished`` where it is there; each batch is kept as soon as it is done.
+
+        Raises ValueError if a task wants more new tokens than the model's context has room for.
+        """
+        if self.batch_size == "auto":  # HFLM would look anew for every batch
+            self.batch_size_per_gpu = self._detect_batch_size()
+        for request in requests:
+            self._room_for_prompt(request)
+        identity = [repr(self.decoder), self.seed, *self._settings]
+        keys = number_repeats([request_key(identity, *request.args) for request in requests])
         pending = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in self.finished]
         quiet = disable_tqdm or self.rank != 0
         done = len(requests) - len(pending)
         with tqdm(total=len(requests), initial=done, desc="generate", disable=quiet) as bar:
             for batch in self._batches(pending):
+                torch.manual_seed(int(request_key(self.seed, batch[0][0])[:12], 16))
                 texts = super().generate_until([request for _, request in batch], disable_tqdm=True)
                 self.finished.add(
                     [
-                        {"key": key, "task": request.task_name, "doc_id": request.doc_id, "text": text, **costs}
+                        {
+                            "key": key,
+                            "task": request.task_name,
+                            "doc_id": request.doc_id,
+                            "text": text,
+                            **costs,
+                            "cut_prompt_tokens": max(0, self._length(request) - self._room_for_prompt(request)),
+                        }
                         for (key, request), text, costs in zip(batch, texts, self._costs, strict=True)
                     ]
                 )
@@ -95,9 +125,23 @@ class SetflowLM(HFLM):
             groups.setdefault(repr(request.args[1]), []).append((key, request))
         batches = []
         for group in groups.values():
-            group.sort(key=lambda item: (-len(self.tok_encode(item[1].args[0])), item[1].args[0]))
+            group.sort(key=lambda item: (-self._length(item[1]), item[1].args[0]))
             batches += [group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size)]
         return batches
+
+    def _length(self, request: Instance) -> int:
+        return len(self.tok_encode(request.args[0]))
+
+    def _room_for_prompt(self, request: Instance) -> int:
+        """How many tokens of the prompt are kept, the last ones, so that the answer fits into the context."""
+        settings = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+        answer = settings["max_gen_toks"]
+        if answer >= self.max_length:
+            raise ValueError(
+                f"max_gen_toks must be from 1 to {self.max_length - 1} for a context of {self.max_length} tokens, got "
+                f"{answer} of task {request.task_name!r}; set it with --max-gen-toks"
+            )
+        return self.max_length - answer
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -132,7 +176,7 @@ class SetflowLM(HFLM):
         return {**super().get_model_info(), "decoder": repr(self.decoder), "decoding": total(self.samples)}
 
 
-def _identity(pretrained: Any) -> list[Any]:
+def identify(pretrained: Any) -> list[Any]:
     """Tells models apart, and the weights in a folder before and after they are trained further."""
     if not isinstance(pretrained, str):
         return [type(pretrained).__name__, id(pretrained)]

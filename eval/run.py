@@ -1,21 +1,28 @@
 """Evaluate a model with a decoder on tasks: lm-eval's result files, and the costs of decoding next to them."""
 
+import functools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lm_eval
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
+from torch.utils import collect_env
 
 from eval.counts import total
 from eval.model import SetflowLM
 from eval.sandbox import find_isolation
 from eval.tasks import load_tasks
+
+# lm-eval writes it into every result; it takes seconds and does not change.
+_environment = functools.cache(collect_env.get_pretty_env_info)
 
 
 @dataclass(frozen=True)
@@ -33,52 +40,58 @@ class Evaluation:
     def table(self) -> str:
         """Scores and costs, for people."""
         costs = self.decoding["total"]
-        return make_table(self.results) + (
+        text = make_table(self.results) + (
             f"{costs['tokens']} tokens, {costs['forwards']} forwards, "
             f"{costs['tokens_per_forward']:.2f} tokens per forward, {costs['tokens_per_second']:.1f} tokens per second"
         )
+        if cut := costs["cut_prompts"]:
+            text += f"\n{cut} of {costs['samples']} prompts did not fit into the context and lost their beginning"
+        return text
 
 
 def evaluate(
     tasks: Sequence[str],
-    model_args: Mapping[str, Any],
+    model: Mapping[str, Any] | SetflowLM,
     *,
     data: str | Path | None = None,
     output: str | Path | None = None,
     limit: int | float | None = None,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
+    max_gen_toks: int | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     confirm_run_unsafe_code: bool = False,
 ) -> Evaluation:
-    """Evaluate on ``tasks`` the model that ``model_args`` describe: SetflowLM's arguments, ``pretrained`` among them.
+    """Evaluate on ``tasks`` a model, or the one that SetflowLM makes of these arguments, ``pretrained`` among them.
 
     data: folder of local data sets, see eval/tasks/data.py. output: folder for the results; a run that is started again
     with the same output goes on where it was killed. limit: samples of each task, a share if below 1. num_fewshot,
-    apply_chat_template, gen_kwargs: as in lm_eval.simple_evaluate. confirm_run_unsafe_code: the user's consent to run
+    apply_chat_template, gen_kwargs: as in lm_eval.simple_evaluate. max_gen_toks: most new tokens of an answer; tasks that
+    ask for fewer keep their own number. confirm_run_unsafe_code: the user's consent to run
     what the model writes, in a sandbox.
 
     Raises ValueError for what is unknown or missing, before the model is loaded.
     """
-    if confirm_run_unsafe_code:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    loaded = load_tasks(tasks, data)
+    loaded = load_tasks(tasks, data, confirm_run_unsafe_code)
     output = Path(output) if output else None
-    arguments = {"finished": output / "finished.jsonl" if output else None, **model_args}
-    model = SetflowLM(**arguments)
+    if not isinstance(model, SetflowLM):
+        model = SetflowLM(**{"finished": output / "finished.jsonl" if output else None, **model})
+    for task in loaded if max_gen_toks else ():
+        _cap(task, max_gen_toks, model.max_gen_toks)
     tracker = EvaluationTracker(output_path=str(output)) if output else None
-    results = lm_eval.simple_evaluate(
-        model,
-        model_args={key: str(value) for key, value in arguments.items()},
-        tasks=loaded,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        gen_kwargs=dict(gen_kwargs) if gen_kwargs else None,
-        confirm_run_unsafe_code=confirm_run_unsafe_code,
-        evaluation_tracker=tracker,
-        task_manager=TaskManager(include_defaults=False),  # the tasks are here already
-    )
+    with mock.patch.object(collect_env, "get_pretty_env_info", _environment):
+        results = lm_eval.simple_evaluate(
+            model,
+            model_args={key: str(value) for key, value in model.arguments.items()},
+            tasks=loaded,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            gen_kwargs=dict(gen_kwargs) if gen_kwargs else None,
+            confirm_run_unsafe_code=confirm_run_unsafe_code,
+            evaluation_tracker=tracker,
+            task_manager=TaskManager(include_defaults=False),  # the tasks are here already
+        )
     names = dict.fromkeys(sample["task"] for sample in model.samples)
     decoding = {
         "decoder": repr(model.decoder),
@@ -90,6 +103,18 @@ def evaluate(
         decoding["sandbox"] = "namespaces" if isolation.namespaces else f"without namespaces: {isolation.reason}"
     folder = _write(tracker, results, decoding, model.samples) if tracker else None
     return Evaluation(results, model.samples, decoding, folder)
+
+
+def sampling(temperature: float) -> dict[str, Any]:
+    """Generation settings for sampling from the plain law, without cuts of a generation config; 0 leaves a task's own."""
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+
+
+def _cap(task: ConfigurableTask, max_gen_toks: int, default: int) -> None:
+    """Let answers of ``task`` have at most so many tokens; where it asks for fewer, that stays."""
+    if task.OUTPUT_TYPE == "generate_until":
+        own = normalize_gen_kwargs(task.config.generation_kwargs, default)["max_gen_toks"]
+        task.set_config("generation_kwargs", {"max_gen_toks": min(own, max_gen_toks)}, update=True)
 
 
 def _write(tracker: EvaluationTracker, results: dict, decoding: dict, samples: list[dict]) -> Path:

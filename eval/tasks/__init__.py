@@ -6,6 +6,7 @@
 Tasks that run code need the user's consent, HF_ALLOW_CODE_EVAL=1, when they are loaded.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,5 +36,10 @@ def load_task(name: str, data: str | Path | None = None) -> ConfigurableTask:
     return stock_task(name, folder)
 
 
-def load_tasks(names: Sequence[str], data: str | Path | None = None) -> list[ConfigurableTask]:
+def load_tasks(
+    names: Sequence[str], data: str | Path | None = None, confirm_run_unsafe_code: bool = False
+) -> list[ConfigurableTask]:
+    """``load_task`` for each name. confirm_run_unsafe_code: the user's consent, for the rest of this process."""
+    if confirm_run_unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     return [load_task(name, data) for name in names]

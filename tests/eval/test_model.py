@@ -130,13 +130,13 @@ def test_finished_requests_belong_to_a_decoder_and_to_settings(make, tmp_path, m
 
 
 def test_new_weights_in_the_same_folder_are_another_model(shared_model, tokenizer, tmp_path):
-    from eval.model import _identity
+    from eval.model import identify
 
     shared_model("llama").save_pretrained(tmp_path)
-    before = _identity(str(tmp_path))
-    assert _identity(str(tmp_path)) == before and json.dumps(before)
+    before = identify(str(tmp_path))
+    assert identify(str(tmp_path)) == before and json.dumps(before)
     shared_model("llama", seed=1).save_pretrained(tmp_path)
-    assert _identity(str(tmp_path)) != before
+    assert identify(str(tmp_path)) != before
 
 
 def test_samples_drawn_several_times_are_kept_apart(make, tmp_path):
@@ -158,7 +158,7 @@ def test_semicolons_stand_for_commas_in_lm_evals_argument_string(shared_model, t
     assert len(ours.generate_until(requests(), disable_tqdm=True)) == len(PROMPTS)
 
 
-@pytest.mark.parametrize("field, value", [("batch_size", "auto"), ("batch_size", 0), ("decoder", "sbdd")])
+@pytest.mark.parametrize("field, value", [("batch_size", "much"), ("batch_size", 0), ("decoder", "sbdd")])
 def test_impossible_arguments_are_refused(make, field, value):
     with pytest.raises(ValueError, match=value if field == "decoder" else field):
         make(**{field: value})
@@ -168,3 +168,44 @@ def test_stop_text_looks_behind_the_prompt_only(tokenizer):
     criterion = StopText(tokenizer, ["ab"], prompt_width=3)
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in ("xab" + "cde", "xxa" + "bcd", "xxx" + "cab")]
     assert criterion(torch.tensor(rows), None).tolist() == [False, False, True]
+
+
+def test_auto_finds_a_batch_size_once(make, stock, monkeypatch):
+    ours = make(batch_size="auto", max_batch_size=4)
+    assert ours.generate_until(requests(), disable_tqdm=True) == stock.generate_until(requests(), disable_tqdm=True)
+    assert ours.batch_size == 4 and {sample["batch_size"] for sample in ours.samples} == {4, 2}
+    monkeypatch.setattr(ours, "_detect_batch_size", None)
+    ours.generate_until(requests(prompts=["new"]), disable_tqdm=True)
+
+
+def test_prompts_that_do_not_fit_lose_their_beginning_and_are_counted(make, stock, model):
+    context = model.config.max_position_embeddings
+    prompts = ["x", "ab" * context]
+    ours = make("ntp")
+    assert ours.generate_until(requests(prompts=prompts), disable_tqdm=True) == stock.generate_until(
+        requests(prompts=prompts), disable_tqdm=True
+    )
+    assert [sample["cut_prompt_tokens"] for sample in ours.samples] == [0, 2 * context - (context - 12)]
+    assert ours.get_model_info()["decoding"]["cut_prompts"] == 1
+    with pytest.raises(ValueError, match=f"max_gen_toks must be from 1 to {context - 1}"):
+        ours.generate_until(requests(max_gen_toks=context), disable_tqdm=True)
+
+
+def test_another_decoder_in_the_same_model_counts_anew(make, stock):
+    ours = make("ntp")
+    ours.generate_until(requests(prompts=["x"]), disable_tqdm=True)
+    ours.use("sbd-lossless:block_size=4", seed=3)
+    assert ours.samples == [] and ours.seed == 3
+    assert ours.generate_until(requests(), disable_tqdm=True) == stock.generate_until(requests(), disable_tqdm=True)
+    assert len(ours.samples) == len(PROMPTS) and "acceptance_lengths" in ours.samples[0]
+
+
+def test_what_is_sampled_follows_the_seed_and_not_what_ran_before(make):
+    sampled = requests(prompts=["x", "ab"], do_sample=True, temperature=1.0)
+
+    def draw(seed: int) -> list[str]:
+        ours = make("ntp", seed=seed)
+        torch.rand(seed + 5)
+        return ours.generate_until(sampled, disable_tqdm=True)
+
+    assert draw(0) == draw(0) != draw(1)

@@ -1,0 +1,149 @@
+"""Sweeps: models x decoders x temperatures x seeds x tasks, one line of JSON for each, resumable."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decoding import decoder_from_spec
+from decoding.checks import check_choice, check_range
+from eval.bench.report import conditions
+from eval.finished import Finished, request_key
+from eval.model import SetflowLM, identify
+from eval.run import evaluate, sampling
+from eval.tasks import load_tasks
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: ``pretrained`` decoding ``task`` with the decoder of this spec. model: its name in tables."""
+
+    model: str
+    pretrained: str
+    decoder: str
+    temperature: float
+    seed: int
+    task: str
+
+    def __post_init__(self):
+        decoder_from_spec(self.decoder)
+        check_range("temperature", self.temperature, 0)
+
+
+def vary(specs: Iterable[str], key: str, values: Sequence[str]) -> list[str]:
+    """Each spec once for every value of ``key``; one that has no such key, or sets it already, stays as it is.
+
+    >>> vary(["ntp", "sbd:block_size=8"], "entropy_bound", ["0", "0.1"])
+    ['ntp', 'sbd:block_size=8,entropy_bound=0', 'sbd:block_size=8,entropy_bound=0.1']
+
+    Raises ValueError if no spec has the key.
+    """
+    specs = list(specs)
+    varied, keys = [], set()
+    for spec in specs:
+        decoder = decoder_from_spec(spec)
+        free = {
+            field.name for part in (decoder, getattr(decoder, "rule", decoder)) for field in dataclasses.fields(part)
+        }
+        free -= {"rule", *(part.partition("=")[0] for part in spec.partition(":")[2].split(","))}
+        keys |= free
+        if key in free:
+            varied += [f"{spec}{',' if ':' in spec else ':'}{key}={value}" for value in values]
+        else:
+            varied.append(spec)
+    check_choice(f"key to vary in {', '.join(specs)}", key, sorted(keys))
+    return varied
+
+
+def make_cells(
+    models: Mapping[str, tuple[str, Sequence[str]]],
+    tasks: Sequence[str],
+    temperatures: Sequence[float] = (0.0,),
+    seeds: Sequence[int] = (0,),
+) -> list[Cell]:
+    """All combinations; ``models``: name to path and decoders. Greedy decoding draws nothing: it gets one seed."""
+    return [
+        Cell(name, pretrained, decoder, temperature, seed, task)
+        for name, (pretrained, decoders) in models.items()
+        for task in tasks
+        for decoder in decoders
+        for temperature in temperatures
+        for seed in (seeds if temperature else seeds[:1])
+    ]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells have in common; None leaves a task's own setting. dtype, batch_size: as SetflowLM takes them."""
+
+    data: Path | None = None
+    limit: float | None = None
+    num_fewshot: int | None = None
+    max_gen_toks: int | None = None
+    batch_size: int | str = 8
+    dtype: str = "auto"
+    device: str | None = None
+    confirm_run_unsafe_code: bool = False
+
+
+def run_sweep(cells: Sequence[Cell], settings: Settings, path: Path, command: str) -> Iterator[dict[str, Any]]:
+    """Yield the line of every cell, in order; those that ``path`` holds already are not run again.
+
+    The file then has the lines of exactly these cells. Answers are kept in a folder ``finished`` beside it as they come,
+    so a sweep that was killed goes on in the middle of a cell, and a larger one takes over what a smaller one has
+    answered. A model is loaded when its first cell needs it. Raises ValueError for what a task lacks before any model
+    is loaded.
+    """
+    load_tasks(sorted({cell.task for cell in cells}), settings.data, settings.confirm_run_unsafe_code)
+    done, rows = Finished(path), []
+    model, loaded = None, None
+    for cell in cells:
+        key = request_key(dataclasses.astuple(cell), identify(cell.pretrained), _text_of(settings))
+        if key not in done:
+            if loaded != cell.pretrained:
+                model, loaded = _load(cell.pretrained, settings, path), cell.pretrained
+            done.add([{"key": key, **_measure(model, cell, settings), "command": command}])
+        rows.append(done[key])
+        yield done[key]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scratch.replace(path)
+
+
+def _text_of(settings: Settings) -> dict[str, str]:
+    return {name: str(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _load(pretrained: str, settings: Settings, path: Path) -> SetflowLM:
+    return SetflowLM(
+        pretrained,
+        finished=path.parent / "finished" / path.name,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        dtype=settings.dtype,
+    )
+
+
+def _measure(model: SetflowLM, cell: Cell, settings: Settings) -> dict[str, Any]:
+    """The line of one cell, without its key."""
+    model.use(cell.decoder, cell.seed)
+    evaluation = evaluate(
+        [cell.task],
+        model,
+        data=settings.data,
+        limit=settings.limit,
+        num_fewshot=settings.num_fewshot,
+        max_gen_toks=settings.max_gen_toks,
+        gen_kwargs=sampling(cell.temperature),
+        confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
+    )
+    (scores,) = evaluation.results["results"].values()
+    return {
+        **dataclasses.asdict(cell),
+        "scores": {name: value for name, value in scores.items() if "," in name and isinstance(value, float)},
+        "decoding": evaluation.decoding["total"],
+        "settings": {"batch_size": model.batch_size, "limit": settings.limit, "max_gen_toks": settings.max_gen_toks},
+        "conditions": conditions(model.model),
+    }
