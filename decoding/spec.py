@@ -15,8 +15,11 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sbd": ("sbd", "SetBlockDecoder", {}),
     "sbd-lossless": ("sbd", "SelfSpeculativeDecoder", {}),
     "prompt-lookup": ("sbd", "SelfSpeculativeDecoder", {"draft": "prompt_lookup"}),
+    "rpt": ("rpt", "ResampleDecoder", {}),
     "dfm": ("dfm", "FlowDecoder", {}),
 }
+# What `revise=` names, with the fields of its class as further keys.
+REVISIONS: dict[str, tuple[str, str]] = {"resample": ("sbd", "Resample"), "remask": ("sbd", "Remask")}
 RULES: dict[str, type[Rule]] = {
     "entropy_bound": EntropyBound,
     "confidence_threshold": ConfidenceThreshold,
@@ -30,7 +33,7 @@ def decoder_from_spec(spec: str) -> Decoder:
 
     >>> decoder_from_spec("sbd:block_size=16,entropy_bound=0.1")
     SetBlockDecoder(block_size=16, rule=EntropyBound(entropy_bound=0.1, order='entropy', max_reveal=None), \
-anchor=False, commit='block', entropy_from='sampled', mask_token_id=None)
+anchor=False, commit='block', revision=None, entropy_from='sampled', mask_token_id=None)
 
     Raises ValueError for an unknown decoder or key, with the nearest known name.
     """
@@ -46,7 +49,8 @@ anchor=False, commit='block', entropy_from='sampled', mask_token_id=None)
             raise ValueError(f"decoder spec {spec!r}: {part!r} has no value, write key=value")
         values[key.strip()] = _parse(value.strip())
 
-    fields = {field.name for field in dataclasses.fields(kind) if field.name != "rule"}
+    revision = _revision(spec, kind, values)
+    fields = {field.name for field in dataclasses.fields(kind) if field.name not in ("rule", "revision")}
     takes_rule = any(field.name == "rule" for field in dataclasses.fields(kind))
     rule_fields = {field.name for rule in RULES.values() for field in dataclasses.fields(rule)} if takes_rule else set()
     for key in values:
@@ -58,7 +62,22 @@ anchor=False, commit='block', entropy_from='sampled', mask_token_id=None)
     rule_values = {key: values.pop(key) for key in list(values) if key in rule_fields}
     if rule_values:
         values["rule"] = _rule(spec, rule_values)
+    if revision is not None:
+        values["revision"] = revision
     return kind(**values)
+
+
+def _revision(spec: str, kind: type, values: dict[str, Any]) -> Any:
+    """What ``revise=NAME`` and the keys of its fields ask for; takes them out of ``values``."""
+    name = values.get("revise")
+    if name is None or not any(field.name == "revision" for field in dataclasses.fields(kind)):
+        return None
+    check_choice(f"decoder spec {spec!r}: revise", name, tuple(REVISIONS))
+    del values["revise"]
+    module, class_name = REVISIONS[name]
+    revision = getattr(importlib.import_module(module), class_name)
+    known = [field.name for field in dataclasses.fields(revision)]
+    return revision(**{key: values.pop(key) for key in known if key in values})
 
 
 def _rule(spec: str, values: dict[str, Any]) -> Rule:

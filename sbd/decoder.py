@@ -16,36 +16,12 @@ from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
 from decoding.model import RowLogits
+from decoding.previous import check_resampling
 from decoding.rows import RowList
 from decoding.rules import EntropyBound, RowScores, Rule
 from decoding.sampling import TokenLaw
-
-
-@dataclass
-class OpenBlock:
-    """A partly decided block that begins at token ``start``; all lists have block_size entries.
-
-    ``masked`` says what is undecided; ids are never compared with the mask token's. ``decided_at`` is the forward that
-    decided each token, 0 while it is masked.
-    """
-
-    start: int
-    tokens: list[int]
-    masked: list[bool]
-    decided_at: list[int]
-
-    @classmethod
-    def at(cls, start: int, size: int, mask_token_id: int) -> "OpenBlock":
-        return cls(start, [mask_token_id] * size, [True] * size, [0] * size)
-
-    def without(self, count: int) -> "OpenBlock":
-        """The block that is left when its first ``count`` tokens are committed."""
-        return OpenBlock(self.start + count, self.tokens[count:], self.masked[count:], self.decided_at[count:])
-
-    @property
-    def decided_prefix(self) -> int:
-        """How many tokens from the start of the block are decided without a gap."""
-        return self.masked.index(True) if True in self.masked else len(self.masked)
+from sbd.revision import Resample, Revision, await_revision, settle
+from sbd.state import OpenBlock
 
 
 @dataclass(frozen=True)
@@ -58,6 +34,7 @@ class SetBlockDecoder(Decoder):
     commit: run decided tokens causally when the "block" is full (paper), or their gapless "prefix" with the next
         forward. Then every forward has an anchor: the undecided token that stands first is chosen from its next-token
         law, and only tokens behind it are guessed.
+    revision: what to do about a full block before it is committed: nothing, Resample or Remask (:mod:`sbd.revision`).
     entropy_from: when sampling, measure the rule's scores on the law that is "sampled", after temperature and cuts, or
         on the "raw" one. Greedy decoding always uses the raw one.
     mask_token_id: by default the one that the model's generation config names.
@@ -69,6 +46,7 @@ class SetBlockDecoder(Decoder):
     rule: Rule = field(default_factory=EntropyBound)
     anchor: bool = False
     commit: Literal["block", "prefix"] = "block"
+    revision: Revision | None = None
     entropy_from: Literal["sampled", "raw"] = "sampled"
     mask_token_id: int | None = None
 
@@ -83,9 +61,15 @@ class SetBlockDecoder(Decoder):
             raise ValueError(
                 f"rule must be EntropyBound, ConfidenceThreshold, ConfidenceFactor or TopK, got {self.rule!r}"
             )
+        if self.revision is not None and not isinstance(self.revision, Revision):
+            raise ValueError(f"revision must be None, Resample or Remask, got {self.revision!r}")
+        if self.revision is not None and self.commit == "prefix":
+            raise ValueError("commit must be 'block' with a revision, which looks at full blocks, got 'prefix'")
 
     def check(self, model, law: TokenLaw) -> None:
         law.check_holes(type(self).__name__)
+        if isinstance(self.revision, Resample):
+            check_resampling(model, 2)
         warn_untrained_size(model, self.block_size)
 
     def plan(self, batch: Batch) -> list[RowList]:
@@ -94,29 +78,39 @@ class SetBlockDecoder(Decoder):
             if sequence.state is None:
                 sequence.state = OpenBlock.at(len(sequence.tokens), self.block_size, batch.mask_token_id)
             block, rows = sequence.state, RowList()
-            if sequence.cached < block.start:
-                rows.add_causal(sequence.tokens[sequence.cached : block.start], sequence.cached)
+            text, start = sequence.tokens, sequence.cached
+            if block.finished is not None:  # its revision looks at the row before it, too
+                text, start = text + block.finished.tokens, min(start, block.finished.start - 1)
+            rows.add_causal(text[start : block.start], start)
+            block.causal_rows = len(rows)
             rows.add_block(block.tokens, block.start, block.start)
+            if block.finished is not None:
+                self.revision.add_rows(rows, batch, sequence, block.finished)
             lists.append(rows)
         return lists
 
     def absorb(self, batch: Batch, logits: RowLogits) -> None:
-        sequences = batch.unfinished
-        size = self.block_size
+        sequences, size = batch.unfinished, self.block_size
+        settled = [settle(self.revision, batch, logits, place, sequence) for place, sequence in enumerate(sequences)]
         masked = torch.tensor([s.state.masked + [False] * (size - len(s.state.masked)) for s in sequences])
+        masked &= torch.tensor(settled)[:, None]
+        if not masked.any():
+            return
         places, offsets = masked.nonzero(as_tuple=True)
-        committed = [sequence.state.start - sequence.cached for sequence in sequences]
+        committed = [sequence.state.causal_rows for sequence in sequences]
         anchored = torch.zeros_like(masked)
         if self.anchor or size == 1:  # where the token before the first mask is committed by this forward
             anchored[:, 0] = masked[:, 0] & (torch.tensor(committed) > 0)
         # The row that decides a token: its own, or for an anchored one the causal row before the block.
         rows = torch.tensor(committed)[places] + offsets - anchored[places, offsets].int()
-        scores, tokens = self._decide(batch, logits, places.tolist(), offsets.tolist(), rows.tolist())
+        scores, tokens = self._decide(batch, logits, sequences, places.tolist(), offsets.tolist(), rows.tolist())
 
         device = tokens.device
         reveal = self.rule(_spread(scores, masked.to(device)), masked.to(device), anchored.to(device)).cpu()
         tokens = torch.zeros_like(masked, dtype=torch.long).masked_scatter(masked, tokens.cpu())
-        for sequence, chosen, token in zip(sequences, reveal.tolist(), tokens.tolist(), strict=True):
+        for sequence, ready, chosen, token in zip(sequences, settled, reveal.tolist(), tokens.tolist(), strict=True):
+            if not ready:
+                continue
             block: OpenBlock = sequence.state
             sequence.cached = block.start
             for offset in range(len(block.masked)):
@@ -124,20 +118,24 @@ class SetBlockDecoder(Decoder):
                     block.tokens[offset] = token[offset]
                     block.masked[offset] = False
                     block.decided_at[offset] = sequence.forwards
-            self._commit_prefix(batch, sequence)
+            if self.revision is None:
+                self._commit_prefix(batch, sequence)
+            else:
+                await_revision(self.revision, batch, sequence, self.block_size)
 
     def preview(self, batch: Batch) -> list[int] | None:
         sequence = batch.sequences[0]
-        return sequence.state.tokens[len(sequence.tokens) - sequence.state.start :] if sequence.state else None
+        return sequence.state.uncommitted(sequence) if sequence.state else None
 
-    def _decide(self, batch: Batch, logits: RowLogits, places, offsets, rows) -> tuple[RowScores, Tensor]:
+    def _decide(
+        self, batch: Batch, logits: RowLogits, sequences: list[Sequence], places, offsets, rows
+    ) -> tuple[RowScores, Tensor]:
         """Scores and tokens, [N], of the masked rows."""
-        law, sequences = batch.law, batch.unfinished
-        raw = logits(places, rows)
+        law, raw = batch.law, logits(places, rows)
 
         def left_of(i: int) -> tuple[int, list[int]]:
-            sequence, block = sequences[places[i]], sequences[places[i]].state
-            return sequence.left_of(block.tokens[len(sequence.tokens) - block.start : offsets[i]])
+            sequence = sequences[places[i]]
+            return sequence.left_of(sequence.state.uncommitted(sequence, offsets[i]))
 
         if law.do_sample and self.entropy_from == "raw":
             raw[:, law.forbidden] = -torch.inf
