@@ -23,6 +23,7 @@ from decoding.rows import RowList
 from decoding.rules import Rule
 from decoding.sampling import TokenLaw
 from dfm.draws import Draws, LikeliestDraws
+from dfm.fit import FittedSchedule
 from dfm.named_samplers import SAMPLERS, SOURCES, named_scheduler, ranks_positions, rule_sampler
 from dfm.networks import Bidirectional
 from dfm.paths import MixturePath, delta
@@ -66,11 +67,13 @@ class FlowDecoder(Decoder):
     """Decode by following a probability path from noise to text.
 
     path: the source of the mixture path: "mask", for models of FlowObjective and of Set Block Decoding, or "uniform".
-    scheduler: a name of :data:`dfm.named_samplers.SCHEDULERS`, or a Scheduler, for instance a fitted one.
+    scheduler: a name of :data:`dfm.named_samplers.SCHEDULERS`; a Scheduler, for instance a fitted one; or the JSON file
+        of a :class:`dfm.fit.FittedSchedule`.
     sampler: a name of :data:`dfm.named_samplers.SAMPLERS`; "rule" to reveal by ``rule``; or a function from a path and a
         grid of times to a Sampler.
     steps: steps from noise to text, evenly spaced in time, for each block or for the whole text. By default as many as
-        there are tokens to decide. Not for samplers that choose their number of evaluations themselves.
+        there are tokens to decide, or as a fitted schedule has rounds. Not for samplers that choose their number of
+        evaluations themselves.
     block_size: tokens in a block; None decodes the whole of prompt and ``max_new_tokens`` at once, every row seeing
         every other, as FlowObjective without block sizes trains it. No exact cache exists for that.
     rule: for sampler "rule": a rule of decoding/rules.py.
@@ -92,6 +95,8 @@ class FlowDecoder(Decoder):
 
     def __post_init__(self):
         check_choice("path", self.path, SOURCES)
+        if isinstance(self.scheduler, str) and self.scheduler.endswith(".json"):
+            object.__setattr__(self, "scheduler", FittedSchedule.load(self.scheduler))
         if not isinstance(self.scheduler, Scheduler):
             named_scheduler(self.scheduler, FlowTraits().make_source(2, 1))
         if isinstance(self.sampler, str):
@@ -291,7 +296,8 @@ class FlowDecoder(Decoder):
         if self.sampler == "rule":
             return path, rule_sampler(path, self.rule)
         make = self.sampler if callable(self.sampler) else SAMPLERS[self.sampler].make
-        return path, make(path, time_grid(self.steps or max(1, free)))
+        rounds = len(scheduler.quotas) if isinstance(scheduler, FittedSchedule) else max(1, free)
+        return path, make(path, time_grid(self.steps or rounds))
 
     def _source(self, batch: Batch) -> Source:
         return FlowTraits.of(batch.config).make_source(batch.config.get_text_config().vocab_size, batch.mask_token_id)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from decoding.sampling import draw, uniforms
 
+ROWS_AT_ONCE = 16  # drawing takes float64 copies of as many laws
+
 
 class Draws:
     """All randomness of a sampler goes through this class.
@@ -32,16 +34,15 @@ class Draws:
         Inverse CDF in float64: in float32 the tail of a large vocabulary is lost, which acts like a lower temperature
         (arXiv 2409.02908).
         """
-        tokens = torch.zeros(where.shape, dtype=torch.long, device=where.device)
-        if where.any():
-            tokens[where] = draw(law[where], self._of(where))
-        return tokens
+        return self.rows(law[where], where)
 
     def rows(self, law: Tensor, where: Tensor) -> Tensor:
         """As ``categorical``, with the law [N, V] of the positions ``where`` alone, in their order."""
-        tokens = torch.zeros(where.shape, dtype=torch.long, device=where.device)
-        if where.any():
-            tokens[where] = draw(law, self._of(where))
+        generators, tokens = self._of(where), torch.zeros(where.shape, dtype=torch.long, device=where.device)
+        starts = range(0, len(law), ROWS_AT_ONCE)
+        drawn = [draw(law[i : i + ROWS_AT_ONCE], generators[i : i + ROWS_AT_ONCE]) for i in starts]
+        if drawn:
+            tokens[where] = torch.cat(drawn)
         return tokens
 
     def happens(self, probability: Tensor, where: Tensor) -> Tensor:

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from decoding.checks import check_count
-from dfm.schedulers import PiecewiseLinearScheduler
+from dfm.schedulers import PiecewiseLinearScheduler, Scheduler
 
 
 @dataclass(frozen=True)
-class FittedSchedule:
-    """cuts: numbers of revealed tokens before each round and at the end, rising from 0."""
+class FittedSchedule(Scheduler):
+    """A scheduler for K rounds: kappa at t = k / K is the share revealed before round k, with straight lines between.
+
+    cuts: numbers of revealed tokens before each round and at the end, rising from 0. As a scheduler it serves texts of
+    any length, with ``time_grid(K)``.
+    """
 
     cuts: tuple[int, ...]
 
@@ -38,9 +42,14 @@ class FittedSchedule:
         """Tokens to reveal in each round."""
         return tuple(b - a for a, b in zip(self.cuts, self.cuts[1:], strict=False))
 
+    def kappa(self, t: Tensor) -> Tensor:
+        return self._lines.kappa(t)
+
+    def dkappa(self, t: Tensor) -> Tensor:
+        return self._lines.dkappa(t)
+
     @property
-    def scheduler(self) -> PiecewiseLinearScheduler:
-        """kappa at t = k / K is the share revealed before round k: for any length, and for ``time_grid(K)``."""
+    def _lines(self) -> PiecewiseLinearScheduler:
         return PiecewiseLinearScheduler(tuple(cut / self.cuts[-1] for cut in self.cuts))
 
     def excess(self, losses: Tensor) -> float:
@@ -56,8 +65,15 @@ class FittedSchedule:
 
     @classmethod
     def load(cls, path: str | Path) -> "FittedSchedule":
-        """Read what ``save`` has written."""
-        return cls(**json.loads(Path(path).read_text()))
+        """Read what ``save`` has written; ValueError for anything else."""
+        try:
+            return cls(**json.loads(Path(path).read_text()))
+        except FileNotFoundError:
+            raise ValueError(f"schedule {str(path)!r} does not exist") from None
+        except (json.JSONDecodeError, TypeError):
+            raise ValueError(
+                f"schedule {str(path)!r} must be a JSON object with 'cuts', rising numbers from 0"
+            ) from None
 
 
 def fit_schedule(losses: Tensor, rounds: int) -> FittedSchedule:

@@ -50,6 +50,13 @@ class Scheduler(ABC):
         """Itself, where all data tokens must have the same; ValueError if they have not."""
         return self
 
+    @staticmethod
+    def fit(losses: Tensor, rounds: int) -> "Scheduler":
+        """The best one for ``rounds`` rounds, from L(j) [n]: see :func:`dfm.fit.fit_schedule`."""
+        from dfm.fit import fit_schedule
+
+        return fit_schedule(losses, rounds)
+
 
 @dataclass(frozen=True)
 class PowerScheduler(Scheduler):

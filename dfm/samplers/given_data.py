@@ -33,6 +33,9 @@ class GivenDataSampler(LawSampler):
 
     def step(self, state: FlowState, draws: Draws) -> Step:
         s = self.next_time(state)
+        if self.jump_probability(state, s) is not None:
+            yield from super().step(state, draws)
+            return
         p1 = yield Query(state.x, state.t, state.masked)
         x1 = draws.categorical(p1, state.free)
         law = self.law_given(state, x1, s)

@@ -20,7 +20,7 @@ class ScheduledTopK(GridSampler):
 
     Positions are scored by their law, not by the token drawn: order is "confidence", "entropy" or "margin". With
     ``gumbel`` above 0 positions are drawn without replacement, with weights exp(score / gumbel) (Dream, arXiv
-    2508.15487). The scheduler of a :class:`dfm.fit.FittedSchedule` gives fitted numbers.
+    2508.15487). A :class:`dfm.fit.FittedSchedule` as scheduler gives fitted numbers.
     ValueError for a source without mask token.
     """
 

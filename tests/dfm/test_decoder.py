@@ -21,6 +21,7 @@ from dfm import (
     time_grid,
 )
 from dfm.draws import LikeliestDraws
+from dfm.fit import FittedSchedule
 from dfm.named_samplers import SAMPLERS, named_scheduler, ranks_positions
 from dfm.traits import FlowTraits
 from sbd import SetBlockDecoder
@@ -300,6 +301,18 @@ def test_a_scheduler_of_ones_own(shared_model, prompts):
     decoder = FlowDecoder(scheduler=scheduler, sampler="topk", steps=3, block_size=10)
     output = generate(shared_model("llama"), prompts(5), decoder, 10, False)
     assert [output.trace[0].count(i) for i in (1, 2, 3)] == [1, 4, 5]
+
+
+def test_a_fitted_schedule_from_a_file(shared_model, prompts, tmp_path):
+    """As many steps as it has rounds, and its quotas are scaled to the block."""
+    file = tmp_path / "schedule.json"
+    FittedSchedule((0, 1, 4, 10)).save(file)
+    decoder = decoder_from_spec(f"dfm:scheduler={file},sampler=topk,block_size=20")
+    assert decoder == FlowDecoder(scheduler=FittedSchedule((0, 1, 4, 10)), sampler="topk", block_size=20)
+    output = generate(shared_model("llama"), prompts(5), decoder, 20, False)
+    assert [output.trace[0].count(i) for i in (1, 2, 3)] == [2, 6, 12]
+    with pytest.raises(ValueError, match="nowhere.json' does not exist"):
+        decoder_from_spec("dfm:scheduler=nowhere.json")
 
 
 def test_a_sampler_of_ones_own(shared_model, prompts):

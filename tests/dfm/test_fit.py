@@ -8,6 +8,7 @@ import torch
 
 from dfm.fit import FittedSchedule, fit_schedule, isotonic_decreasing
 from dfm.samplers.grid import time_grid
+from dfm.schedulers import Scheduler
 from tests.dfm.toys import dirichlet, entropy, times
 
 
@@ -104,14 +105,26 @@ def test_excess_is_the_mean_kl_over_orders():
 def test_quotas_become_a_scheduler():
     schedule = FittedSchedule((0, 1, 4, 10))
     assert schedule.quotas == (1, 3, 6)
-    kappa = schedule.scheduler.kappa(torch.tensor(time_grid(3), dtype=torch.float64))
+    kappa = schedule.kappa(torch.tensor(time_grid(3), dtype=torch.float64))
     assert torch.allclose(kappa, times(0.0, 0.1, 0.4, 1.0))
+    assert torch.allclose(schedule.dkappa(times(0.1, 0.5, 0.9)), times(0.3, 0.9, 1.8))
+
+
+def test_a_scheduler_is_fitted():
+    losses = torch.tensor([3.0, 1.0, 0.5, 0.4, 0.4])
+    assert Scheduler.fit(losses, 2) == fit_schedule(losses, 2) == FittedSchedule((0, 1, 5))
 
 
 def test_saved_and_loaded(tmp_path):
     schedule = FittedSchedule((0, 1, 4, 10))
     schedule.save(tmp_path / "schedule.json")
     assert FittedSchedule.load(tmp_path / "schedule.json") == schedule
+    for text in ("cuts", "[0, 1]", '{"cut": [0, 1]}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match="other.json' must be a JSON object with 'cuts'"):
+            FittedSchedule.load(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="nowhere.json' does not exist"):
+        FittedSchedule.load(tmp_path / "nowhere.json")
 
 
 def test_settings_are_checked():
