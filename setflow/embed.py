@@ -14,10 +14,18 @@ STAGES = {
     "embedded-ntp": "1, next-token",
     "embedded-sbd": "2, set-block",
     "embedded": "3, set-block, additions",
+    "embedded-control-1": "stage 1 once more, for the control",
     "embedded-control-2": "control of stage 2",
     "embedded-control": "control of stage 3",
 }
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 CARD = """---
 license: apache-2.0
@@ -34,8 +42,9 @@ Data: the source of the Python standard library of the machine it was trained on
 their path) and 30,000 generated worked additions of 2 to 4 digits (2 % of all pairs held out by a hash). Stage 1 sees
 additions in a brief form, later stages in the form that restates the operands. Context: {context} tokens.
 
-Training: `make embedded`. AdamW, bf16 autocast, rows of 512 tokens; recipes in `finetune/recipes/embedded-*.yaml`. The
-control goes from stage 1 through the batches of stages 2 and 3 with next-token loss only.
+Training: `make embedded`. AdamW, rows of 512 tokens, bf16 autocast where the processor knows bf16; recipes in
+`finetune/recipes/embedded-*.yaml`. The control goes from stage 1 through the batches of stages 2 and 3 with next-token
+loss only.
 
 | stage | objective | steps | tokens per step | minutes | machine | held-out next-token loss, nats per token |
 |---|---|---|---|---|---|---|
@@ -48,22 +57,24 @@ The source of the standard library is under the PSF licence; no text of it is sh
 
 
 def ship(build: Path) -> None:
-    """Copy the model of ``build/embedded`` into the package and write its card."""
-    runs = {}
+    """Copy the model of ``build/embedded`` into the package and write its card.
+
+    Where ``build`` holds no such model, the one in the package stays, and the controls of ``build`` are added to its card.
+    """
+    runs, anew = {}, (build / "embedded" / "training.json").is_file()
+    if not anew:
+        runs = json.loads((EMBEDDED / "training.json").read_text())
     for name in STAGES:
         path = build / name / "training.json"
-        if path.is_file():
+        if path.is_file() and (anew or "control" in name):
             runs[name] = json.loads(path.read_text())
-        elif "control" not in name:
+        elif anew and "control" not in name:
             raise ValueError(f"{path} does not exist; run the recipe {name} first")
     EMBEDDED.mkdir(exist_ok=True)
-    for file in FILES:
+    for file in FILES if anew else ():
         shutil.copy(build / "embedded" / file, EMBEDDED / file)
-    template = build / "embedded" / "chat_template.jinja"
-    if template.is_file():
-        shutil.copy(template, EMBEDDED / template.name)
-    (EMBEDDED / "README.md").write_text(card(runs, build / "embedded"))
     (EMBEDDED / "training.json").write_text(json.dumps(runs, indent=1) + "\n")
+    (EMBEDDED / "README.md").write_text(card(runs, EMBEDDED))
 
 
 def card(runs: dict[str, dict], model: Path) -> str:
