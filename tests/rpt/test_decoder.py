@@ -204,6 +204,20 @@ def test_eos_counts_when_it_is_committed(resample_model):
         assert len(stopped.new_tokens) == len(stopped.revisions) == len(stopped.decided_at)
 
 
+def test_nothing_stands_behind_an_eos_that_was_drawn_anew(resample_model, recording_streamer):
+    """Only the oldest token, which a previous-token law may have made an EOS, has others behind it."""
+    model, ends = resample_model(window=3), list(range(10, 30))
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model.generate(
+            torch.tensor([[7, 8, 9]]), max_new_tokens=20, custom_generate=ResampleDecoder(3, 1.5), eos_token_id=ends,
+            streamer=recording_streamer, **SAMPLED,
+        )  # fmt: skip
+    drafts = recording_streamer.texts("draft")
+    assert any(set(draft[1:]) & set(ends) for draft in drafts)
+    assert not any(set(draft[1:-1]) & set(ends) for draft in drafts)
+
+
 def test_stop_strings_cut_exactly(resample_model, tokenizer):
     model = resample_model()
     ids = torch.tensor([list(range(30, 40))])
