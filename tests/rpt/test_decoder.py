@@ -246,9 +246,11 @@ def test_streaming_never_takes_back(resample_model, recording_streamer, window):
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
 @pytest.mark.parametrize("window", [2, 3])
 def test_the_limit_is_exact(resample_model, window, count):
-    decoder = ResampleDecoder(window=window, iterations=1)
-    out = resample_model(window=window).generate(torch.tensor([[7, 8]]), max_new_tokens=count, custom_generate=decoder)
-    assert out.shape[1] == 2 + count
+    """Nothing is drawn beyond it, so the last tokens have no successors to be judged by."""
+    model, decoder = resample_model(window=window), ResampleDecoder(window=window, iterations=1)
+    output = model.generate(torch.tensor([[7, 8]]), max_new_tokens=count, custom_generate=decoder, **DICT)
+    assert output.sequences.shape[1] == 2 + count
+    assert not any(output.revisions[0][1 - window :]) and (count < 10 or any(output.revisions[0]))
 
 
 def test_logprobs_are_those_of_the_law_drawn_from(resample_model):
