@@ -148,6 +148,66 @@ def memory(
     write(out / "memory.json", {"command": _command(), "model": SHAPE, "device": device, "rows": rows})
 
 
+@app.command()
+def resample(
+    model: Annotated[str, typer.Option("--model", help="Folder of a model trained with the rpt or sbd+rpt objective.")],
+    control: Annotated[
+        str | None, typer.Option(help="Folder of a model of as many next-token steps: its loss, and judge of samples.")
+    ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option(help="JSONL files of held-out 'text' for the likelihoods; may be repeated.")
+    ] = None,
+    decoder: Decoders = None,
+    prompts: Prompts = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 100,
+    documents: Annotated[int, typer.Option(min=1, help="Held-out documents of each file.")] = 100,
+    temperature: Annotated[
+        list[float] | None, typer.Option(min=0.0, help="May be repeated; 0, 0.5 and 1 by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Runs at each temperature above 0.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    block_size: Annotated[int, typer.Option(min=2, help="Of the set-block decoders of the last table.")] = 8,
+    dtype: Dtype = "fp32",
+    device: Device = "cpu",
+    out: Out = Path("benchmarks"),
+    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "resample",
+) -> None:
+    """What revising tokens is worth: held-out likelihood, quality of samples, and all families at equal forwards."""
+    from eval.bench.resample import SPECS, equal_forwards, families, measure_likelihood, measure_samples
+    from finetune.data import read_texts
+    from setflow.commands.settings import parse_dtype
+    from setflow.loading import load_model
+
+    bench = _Bench(model, dtype, device, prompts, count)
+    judge = None if control is None else load_model(control, parse_dtype(dtype))[0].to(device)
+    rows, context = [], bench.model.config.max_position_embeddings
+
+    def take(row: dict) -> dict:
+        rows.append(row)
+        bench.show(row)
+        return row
+
+    for path in texts or ():
+        ids = [ids[:context] for ids in bench.tokenizer(read_texts([path])[:documents])["input_ids"] if len(ids) > 3]
+        take({"texts": Path(path).stem} | measure_likelihood(bench.model, ids, judge))
+    settings = (seeds, batch_size, judge)
+    for chosen in bench.prompt_sets:
+        for row in measure_samples(
+            bench.model, bench.tokenizer, chosen, decoder or SPECS, temperature or (0.0, 0.5, 1.0), *settings
+        ):
+            take(row)
+        if getattr(bench.model.generation_config, "trained_block_sizes", None):
+            kinds = families(block_size)
+            specs = [spec for kind in kinds.values() for spec in kind]
+            measured = [
+                take(row) for row in measure_samples(bench.model, bench.tokenizer, chosen, specs, (0.0,), *settings)
+            ]
+            quality = "exact_match" if chosen.problems is not None else "ntp_loss"
+            for row in equal_forwards(measured, kinds, quality):
+                take({"prompts": chosen.name} | row)
+    bench.write(out, name, rows, seeds=seeds, batch_size=batch_size, control=control)
+
+
 class _Bench:
     """Model, prompts and a screen for one benchmark."""
 
