@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+HEAD_CHUNK = 2**27  # logits that are held at once: half a gigabyte in float32
 
 
 @dataclass(frozen=True)
@@ -54,5 +57,20 @@ def next_token_targets(packing: Packing, wanted: Tensor) -> Tensor:
 
 def row_losses(model, hidden: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropies in nats, float32 [N], of rows ``hidden`` [N, D] against ``labels`` [N]; the head sees only these."""
-    logits = model.get_output_embeddings()(hidden)
-    return cross_entropy(logits.float(), labels, reduction="none")
+
+    def losses(hidden: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(model.get_output_embeddings()(hidden).float(), labels, reduction="none")
+
+    return in_chunks(losses, model.config.vocab_size, hidden, labels)
+
+
+def in_chunks(function, vocabulary: int, *rows: Tensor) -> Tensor:
+    """``function(*rows)`` [N], some of the N rows at a time, so that at most HEAD_CHUNK logits exist at once.
+
+    What one call needs for its gradient is computed again in the backward pass.
+    """
+    size = max(1, HEAD_CHUNK // vocabulary)
+    if len(rows[0]) <= size:
+        return function(*rows)
+    parts = zip(*(tensor.split(size) for tensor in rows), strict=True)
+    return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])

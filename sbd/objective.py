@@ -17,7 +17,7 @@ from decoding.blocks import BlockGrid, set_block_visibility
 from decoding.checks import check_choice, check_range
 from decoding.gating import marked_block_rows
 from decoding.mask_token import find_mask_token
-from decoding.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.packed import Packing, in_chunks, next_token_targets, row_losses, target_mask
 from decoding.visibility import Visibility
 
 
@@ -114,16 +114,17 @@ class SetBlockObjective:
 
     def _divergence(self, model, clean, noisy, copies, packing: Packing) -> Tensor:
         """KL(p_i || q_i) in nats for the masked tokens i that have a predecessor in their document."""
-        has_past = packing.position > 0
-        head = model.get_output_embeddings()
-        parts = []
-        for half, mask in zip(noisy, copies, strict=True):
-            rows = mask & has_past
+        head, rows = model.get_output_embeddings(), [mask & (packing.position > 0) for mask in copies]
+
+        def divergence(clean: Tensor, masked: Tensor) -> Tensor:
             with torch.no_grad():
-                teacher = head(clean.roll(1, dims=1)[rows]).float().log_softmax(-1)
-            student = head(half[rows]).float().log_softmax(-1)
-            parts.append(kl_div(student, teacher, log_target=True, reduction="none").sum(-1))
-        return torch.cat(parts)
+                teacher = head(clean).float().log_softmax(-1)
+            student = head(masked).float().log_softmax(-1)
+            return kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+
+        before = clean.roll(1, dims=1).detach()
+        pairs = [(before[chosen], half[chosen]) for half, chosen in zip(noisy, rows, strict=True)]
+        return torch.cat([in_chunks(divergence, model.config.vocab_size, *pair) for pair in pairs])
 
 
 def run_copies(

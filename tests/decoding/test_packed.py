@@ -9,6 +9,7 @@ from decoding.attention import run_trunk
 from decoding.objective import NextTokenObjective
 from decoding.packed import Packing, next_token_targets, row_losses, target_mask
 from decoding.visibility import Visibility
+from tests.conftest import VOCAB
 
 DOCUMENTS = torch.tensor([[4, 4, 4, 9, 9, 2, -1, -1], [-1, 0, 0, 0, 0, 0, 0, 0]])
 
@@ -125,3 +126,20 @@ def test_next_token_loss_has_finite_gradients(fresh_model):
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert model.lm_head.weight.grad.abs().max() > 0
+
+
+def test_the_head_in_chunks_is_the_head_in_one(fresh_model, monkeypatch):
+    """Losses and gradients; at no time more logits than allowed."""
+    model = fresh_model("llama").requires_grad_(True)
+    hidden, labels = torch.randn(23, 64, requires_grad=True), torch.arange(23)
+    sizes = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    found = []
+    for chunk in (2**27, 5 * VOCAB):
+        monkeypatch.setattr("decoding.packed.HEAD_CHUNK", chunk)
+        losses = row_losses(model, hidden, labels)
+        gradients = torch.autograd.grad((losses * labels).sum(), [hidden, model.lm_head.weight])
+        found.append([losses, *gradients])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole)
+    assert max(sizes[1:]) == 5 * VOCAB and len(sizes) == 1 + 2 * 5
