@@ -31,6 +31,7 @@ _Loader.add_implicit_resolver(
 )
 
 
+RECIPES = Path(__file__).parent / "recipes"
 DTYPES = ("bfloat16", "float32")
 
 
@@ -136,12 +137,26 @@ class Recipe:
         return TrainingArguments(output_dir=self.output, remove_unused_columns=False, **settings)
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply ``key=value`` overrides; ``training.learning_rate=1e-4`` reaches into a mapping."""
+def find_recipe(name: str | Path) -> Path:
+    """The file ``name``, or the packaged recipe of that name."""
+    if Path(name).is_file():
+        return Path(name)
+    packaged = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    if str(name) not in packaged:
+        near = difflib.get_close_matches(str(name), packaged, n=1)
+        guess = f", did you mean {near[0]!r}?" if near else f"; those are {', '.join(sorted(packaged))}"
+        raise ValueError(f"recipe {str(name)!r} is no file and no packaged recipe{guess}")
+    return packaged[str(name)]
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a file or a packaged recipe and apply ``key=value`` overrides.
+
+    ``training.learning_rate=1e-4`` reaches into a mapping.
+    """
+    path = find_recipe(name)
     try:
-        values = yaml.load(Path(path).read_text(), _Loader)
-    except FileNotFoundError:
-        raise ValueError(f"recipe {str(path)!r} does not exist") from None
+        values = yaml.load(path.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {str(path)!r} is not YAML: {error}") from None
     if not isinstance(values, dict):

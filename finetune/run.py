@@ -63,10 +63,11 @@ def finetune(recipe: Recipe) -> dict:
     )
     interrupt = SaveOnInterrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
-    folder, started = Path(recipe.output), time.perf_counter()
+    folder = Path(recipe.output)
     with full_disk_named(recipe.output), interrupt.listening():
         checkpoint = last_checkpoint(folder)
         before = _before(trainer, held_out, folder, checkpoint) if recipe.measure else {}
+        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)
     minutes = (time.perf_counter() - started) / 60
     tokens_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

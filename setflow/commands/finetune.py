@@ -1,7 +1,6 @@
 """``setflow finetune``: train as a recipe says, estimate what that costs, and make the data for it."""
 
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ from typer.core import TyperGroup
 
 from setflow.commands.settings import need_extra, note
 
-TRAIN = ("accelerate", "yaml", "datasets")
+TRAIN = ("accelerate", "yaml", "datasets", "peft")
 
 
 class RecipeFirst(TyperGroup):
@@ -39,6 +38,14 @@ def recipe(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Change the recipe, for instance training.learning_rate=1e-4."),
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Train nothing: say what memory and how many hours it takes on a GPU.")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="For --estimate: a100, h100 or h200.")] = "h100",
+    gpus: Annotated[int, typer.Option(metavar="N", help="For --estimate.")] = 1,
+    mfu: Annotated[
+        float, typer.Option(help="For --estimate: the share of its peak arithmetic that the GPU does.")
+    ] = 0.4,
 ) -> None:
     """Train a model as a recipe says; the word "recipe" may be left out.
 
@@ -48,7 +55,12 @@ def recipe(
     need_extra("train", TRAIN)
     import finetune as package
 
-    chosen = package.load_recipe(find_recipe(recipe), overrides or ())
+    chosen = package.load_recipe(recipe, overrides or ())
+    if estimate:
+        from finetune.estimate import Estimate
+
+        print("\n".join(Estimate(chosen, gpu, gpus, mfu).lines()))
+        return
     try:
         report = package.finetune(chosen)
     except KeyboardInterrupt:
@@ -104,11 +116,15 @@ def distill_data(
     note(f"{output}: {samples} texts, {min(done, samples)} of them from before")
 
 
-def find_recipe(name: str) -> Path:
-    """The file ``name``, or the packaged recipe of that name."""
-    if Path(name).is_file():
-        return Path(name)
-    packaged = {path.name.removesuffix(".yaml"): path for path in files("finetune").joinpath("recipes").iterdir()}
-    if name in packaged:
-        return Path(str(packaged[name]))
-    raise ValueError(f"recipe {name!r} is no file and no packaged recipe; those are {', '.join(sorted(packaged))}")
+@app.command("accelerate-config")
+def accelerate_config(
+    name: Annotated[str, typer.Argument(help="one_gpu, ddp, fsdp2 or zero3.")],
+) -> None:
+    """Print the path of a configuration for several GPUs.
+
+    accelerate launch --config_file $(setflow finetune accelerate-config fsdp2) -m finetune RECIPE
+    """
+    packaged = {path.name.removesuffix(".yaml"): path for path in files("finetune").joinpath("accelerate").iterdir()}
+    if name not in packaged:
+        raise ValueError(f"accelerate-config must be one of {', '.join(sorted(packaged))}, got {name!r}")
+    print(packaged[name])

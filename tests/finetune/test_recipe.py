@@ -54,7 +54,7 @@ def test_mistakes_are_named(recipe_file, text, message):
 
 
 def test_missing_file_and_bad_override(recipe_file, tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="none.yaml' is no file and no packaged recipe"):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="key=value"):
         load_recipe(recipe_file(), ["sequence_length"])

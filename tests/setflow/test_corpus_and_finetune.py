@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
+from finetune.recipe import find_recipe
 from setflow import corpus
-from setflow.commands.finetune import find_recipe
 
 
 def test_corpus_writes_texts_and_tokenizer(setflow, tmp_path, monkeypatch):
@@ -26,7 +26,39 @@ def test_recipes_by_name_and_by_path(tmp_path):
     assert find_recipe(str(recipe)) == recipe
     assert find_recipe("embedded-ntp").name == "embedded-ntp.yaml"
     with pytest.raises(ValueError, match="those are .*embedded-ntp"):
-        find_recipe("embedded")
+        find_recipe("no such recipe")
+    with pytest.raises(ValueError, match="did you mean 'embedded-ntp'"):
+        find_recipe("embeded-ntp")
+
+
+def test_finetune_estimates_without_the_model(setflow):
+    code, out, err = setflow("finetune", "--estimate", "llama3.1-8b-lora", "--gpu", "h200")
+    assert code == 0 and err == ""
+    assert "8.03 billion" in out and "fits into h200" in out and "tokens/s" in out
+    code, out, _ = setflow("finetune", "llama3.1-8b-full", "--estimate")
+    assert code == 0 and "does not fit into h100" in out
+    code, _, err = setflow("finetune", "--estimate", "llama3.1-8b-full", "--gpu", "abacus")
+    assert code == 2 and "gpu must be one of a100, h100, h200, got 'abacus'" in err
+
+
+def test_finetune_samples_its_own_data(setflow, tiny, tmp_path):
+    out = str(tmp_path / "own.jsonl")
+    command = ("finetune", "distill-data", tiny, out, "--samples", "3", "--max-new-tokens", "4", "--batch-size", "3")
+    code, _, err = setflow(*command)
+    assert code == 0 and err.endswith(f"{out}: 3 texts, 0 of them from before\n")
+    assert len((tmp_path / "own.jsonl").read_text().splitlines()) == 3
+    assert setflow(*command)[2].endswith("3 of them from before\n")
+    code, _, err = setflow("finetune", "distill-data", "no-such-folder", out)
+    assert code == 2 and "model 'no-such-folder' does not exist" in err
+
+
+@pytest.mark.parametrize("name", ["one_gpu", "ddp", "fsdp2", "zero3"])
+def test_configurations_of_accelerate_can_be_read_by_it(setflow, name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    code, out, _ = setflow("finetune", "accelerate-config", name)
+    config = load_config_from_file(out.strip())
+    assert code == 0 and config.num_processes == (1 if name == "one_gpu" else 8)
 
 
 def test_finetune_trains_and_reports(setflow, tiny, tmp_path):

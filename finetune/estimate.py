@@ -1,0 +1,223 @@
+"""What a recipe costs before it runs: parameters, GPU memory and hours, computed from its numbers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+
+from decoding.checks import check_count
+from decoding.packed import HEAD_CHUNK
+from finetune.recipe import Recipe
+
+# bf16 FLOP/s of the tensor cores without sparsity, and bytes of memory; NVIDIA's data sheets (SXM).
+GPUS = {"a100": (312e12, 80e9), "h100": (989e12, 80e9), "h200": (989e12, 141e9)}
+
+# The models of the packaged recipes, as in their config.json, so that nothing has to be fetched to judge them.
+KNOWN: dict[str, PretrainedConfig] = {
+    "meta-llama/Llama-3.1-8B": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    ),
+    "Qwen/Qwen3-8B": Qwen3Config(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+    ),
+    "Qwen/Qwen3-0.6B": Qwen3Config(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of ``recipe`` on ``gpus`` GPUs. Memory is that of one of them, in bytes.
+
+    With all weights trained, several GPUs share weights, gradients and optimizer (FSDP, ZeRO-3); frozen weights lie on
+    each. ``mfu`` is the share of its peak arithmetic that a GPU does.
+    """
+
+    recipe: Recipe
+    gpu: str = "h100"
+    gpus: int = 1
+    mfu: float = 0.4
+
+    def __post_init__(self):
+        if self.gpu not in GPUS:
+            raise ValueError(f"gpu must be one of {', '.join(GPUS)}, got {self.gpu!r}")
+        check_count("gpus", self.gpus)
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu must be above 0 and at most 1, got {self.mfu}")
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        recipe = self.recipe
+        if recipe.new_model is not None:
+            return LlamaConfig(**recipe.new_model)
+        try:
+            return KNOWN.get(recipe.model) or AutoConfig.from_pretrained(recipe.model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model {recipe.model!r} has no configuration: {' '.join(str(error).split())}") from error
+
+    @cached_property
+    def model(self):
+        """The model without its weights."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained: all, or the low-rank terms and the vector of the mask token."""
+        if self._kind == "full":
+            return self.parameters
+        layers = [m for name, m in self.model.named_modules() if name.rpartition(".")[2] in self.recipe.tuned.targets]
+        return self.recipe.tuned.rank * sum(m.in_features + m.out_features for m in layers) + self.config.hidden_size
+
+    @property
+    def weights(self) -> float:
+        """float32 where they are trained, with the bf16 copies of autocast; else in the dtype of the forward."""
+        if self._kind == "full":
+            return self.parameters * (4 + (2 if self._width == 2 else 0)) / self.gpus
+        return self.parameters * self._width + 4 * self.trained
+
+    @property
+    def gradients_and_optimizer(self) -> float:
+        """One float32 for the gradient and two for AdamW's moments."""
+        return 12 * self.trained / (self.gpus if self._kind == "full" else 1)
+
+    @property
+    def activations(self) -> float:
+        kept, constant, _ = self.rows
+        config, layers = self.config, self.config.num_hidden_layers
+        layer = layer_bytes(config, self._width)
+        per_row = layers * config.hidden_size * self._width + layer if self._checkpointed else layers * layer
+        keys = 2 * layers * config.num_key_value_heads * head_size(config) * self._width
+        return self._micro_batch * (kept * per_row + constant * keys)
+
+    @property
+    def logits(self) -> float:
+        """Of one chunk: in the forward's dtype, in float32, their softmax and its gradient; a teacher's, too."""
+        count = min(self._micro_batch * self.rows[2] * self.config.vocab_size, HEAD_CHUNK)
+        return count * (self._width + 12) * (2 if self._distills else 1)
+
+    @property
+    def memory(self) -> float:
+        return self.weights + self.gradients_and_optimizer + self.activations + self.logits
+
+    @property
+    def rows(self) -> tuple[float, float, float]:
+        """Rows for each token of text: with a gradient, without one (the clean rows of a gated adapter), with logits."""
+        if self.recipe.objective != "sbd":
+            return 1, 0, 1
+        options = self.recipe.objective_options
+        copies = 2 if options.get("complement") else 1
+        whole = options.get("all_mask_share", 0.0)
+        masked = 1 if copies == 2 else whole + (1 - whole) / 2  # a uniform rate masks half
+        return (copies, 1, masked) if self._kind == "gated" else (1 + copies, 0, 1 + masked)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of a training step for each token of text.
+
+        For each weight that a row meets: 2 forward, 2 for the gradient of the row and 2 for that of the weight, which a
+        frozen one needs not; a row without gradient costs the first 2 only, and checkpointing runs the forward again.
+        Attention: forward 4 * heads * size for each key that a row sees, L / 2 on average, and twice that backward.
+        """
+        kept, constant, labelled = self.rows
+        config, again = self.config, int(self._checkpointed)
+        layers = sum(p.numel() for p in self.model.get_decoder().layers.parameters())
+        seen = (
+            2 * config.num_hidden_layers * config.num_attention_heads * head_size(config) * self.recipe.sequence_length
+        )
+        passes = 6 if self._kind == "full" else 4
+        trunk = kept * ((passes + 2 * again) * layers + (3 + again) * seen) + constant * (2 * layers + seen)
+        head = config.hidden_size * config.vocab_size
+        teacher = labelled - (self._kind != "gated") if self._distills else 0  # and the student's logits once more
+        return trunk + head * (passes * labelled + (2 + passes) * teacher)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self._micro_batch * self.recipe.training.get("gradient_accumulation_steps", 1) * self.gpus
+
+    @property
+    def tokens_per_second(self) -> float:
+        return GPUS[self.gpu][0] * self.gpus * self.mfu / self.flops_per_token
+
+    @property
+    def hours(self) -> float:
+        return self.recipe.training.get("max_steps", 0) * self.tokens_per_step / self.tokens_per_second / 3600
+
+    def lines(self) -> list[str]:
+        """For people."""
+        parts = ("weights", "gradients_and_optimizer", "activations", "logits")
+        memory = ", ".join(f"{part.replace('_', ' ')} {getattr(self, part) / 1e9:.1f}" for part in parts)
+        fits = "fits" if self.memory < GPUS[self.gpu][1] else "does not fit"
+        where = self.gpu if self.gpus == 1 else f"{self.gpus} x {self.gpu}"
+        tokens = self.recipe.training.get("max_steps", 0) * self.tokens_per_step
+        return [
+            f"parameters: {self.parameters / 1e9:.2f} billion, of which {self.trained / 1e6:.1f} million are trained",
+            f"memory of each GPU: {self.memory / 1e9:.0f} GB ({memory}), which {fits} into {self.gpu}",
+            f"arithmetic: {self.flops_per_token / 1e9:.1f} GFLOP for each token of text",
+            f"time on {where} at {self.mfu:.0%} of peak: {self.tokens_per_second:,.0f} tokens/s, "
+            f"{self.hours:.1f} hours for {tokens / 1e6:.0f} million tokens",
+        ]
+
+    @property
+    def _kind(self) -> str:
+        return self.recipe.tuned.kind
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a number in the forward."""
+        return 2 if self.recipe.training.get("bf16") else 4
+
+    @property
+    def _micro_batch(self) -> int:
+        """Tokens of text that one GPU runs at once."""
+        return self.recipe.training.get("per_device_train_batch_size", 8) * self.recipe.sequence_length
+
+    @property
+    def _checkpointed(self) -> bool:
+        return bool(self.recipe.training.get("gradient_checkpointing"))
+
+    @property
+    def _distills(self) -> bool:
+        return self.recipe.objective == "sbd" and bool(self.recipe.objective_options.get("distill"))
+
+
+def layer_bytes(config: PretrainedConfig, width: int) -> float:
+    """What one decoder layer keeps of one row for the gradient, without dropout; ``width`` bytes for a number.
+
+    Norms keep their input in float32, what it becomes, and what goes on; Qwen3's norms of queries and keys the first two.
+    Attention keeps queries, keys and values, these two repeated for all heads, and its output, but no mask and no
+    matrix of weights (FlexAttention; sdpa adds the mask). SwiGLU keeps its three factors and their product.
+    """
+    queries, keys = config.num_attention_heads * head_size(config), config.num_key_value_heads * head_size(config)
+    norms = 2 * config.hidden_size * (4 + 2 * width)
+    if config.model_type == "qwen3":
+        norms += (queries + keys) * (4 + width)
+    return norms + width * 4 * queries + width * 4 * config.intermediate_size
+
+
+def head_size(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
