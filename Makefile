@@ -51,7 +51,7 @@ CONTROL := $(if $(wildcard build/embedded-control/config.json),--control build/e
 TABLE1 := --decoder ntp --decoder sbd:block_size=16,entropy_bound=0.35 --decoder sbd:block_size=16,entropy_bound=0.1 \
 	--decoder sbd:block_size=16,entropy_bound=0.03,anchor=true,commit=prefix --decoder sbd-lossless:block_size=8
 report: $(VENV)/.dev  ## Quality against speed, small-scale table 1, HumanEval and a trace, in report/; minutes.
-	printf '478 + 395 = ?\n' | $(BIN)/setflow eval trace - --out report/trace.svg
+	printf '478 + 395 = ?\n' | $(BIN)/setflow eval trace - --decoder sbd-lossless:block_size=8 --out report/trace.svg
 	$(BIN)/setflow eval sweep --limit 50
 	$(BIN)/setflow eval sweep --name sampled --tasks additions --limit 25 --temperature 0.7 --seed 0 --seed 1 --seed 2
 	$(BIN)/setflow eval sweep --name humaneval --tasks humaneval --max-gen-toks 64 --confirm-run-unsafe-code
