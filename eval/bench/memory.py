@@ -40,24 +40,24 @@ def peak_of_one_run(spec: str, new_tokens: int, device: str) -> dict[str, int]:
     model.generation_config.eos_token_id = None
     contender, prompt = Contender(model, spec), [list(range(5, 37))]
     contender.run(prompt, 8)
-    idle = _start_counting(device)
+    idle = start_counting(device)
     sample = contender.run(prompt, new_tokens)
     assert sample.tokens == new_tokens
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _process_memory("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else process_memory("VmHWM")
     return {"peak_bytes": peak, "above_idle_bytes": peak - idle}
 
 
-def _start_counting(device: str) -> int:
+def start_counting(device: str) -> int:
     """Forget earlier peaks; the bytes in use now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set starts anew
-    return _process_memory("VmRSS")
+    return process_memory("VmRSS")
 
 
-def _process_memory(field: str) -> int:
+def process_memory(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 

@@ -10,20 +10,27 @@ import torch
 import transformers
 
 
-def conditions(model) -> dict[str, Any]:
-    """What a reader must know to judge a number."""
-    on_gpu = model.device.type == "cuda"
+def conditions(model=None) -> dict[str, Any]:
+    """What a reader must know to judge a number; None where no model runs."""
+    on_gpu = model is not None and model.device.type == "cuda"
+    of_model = {} if model is None else _of_model(model)
     return {
         "device": torch.cuda.get_device_name()
         if on_gpu
         else f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()}",
         "processor": platform.processor() or platform.machine(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "attention": model.config._attn_implementation,
+        **of_model,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
+    }
+
+
+def _of_model(model) -> dict[str, Any]:
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "attention": model.config._attn_implementation,
     }
 
 
