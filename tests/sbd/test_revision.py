@@ -106,6 +106,16 @@ def test_nonadjacent_judges_all_by_the_old_tokens(model):
     assert revised.new_tokens == expected != first
 
 
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_the_next_block_is_decided_on_the_revised_text(model, revision):
+    """Two blocks in one run are those of two runs, the second from the revised text of the first."""
+    decoder, prompt, size = SetBlockDecoder(6, EntropyBound(0.5), revision=revision), list(range(40, 47)), 6
+    both = run(model, decoder, prompt, 2 * size).new_tokens
+    first = run(model, decoder, prompt, size)
+    assert any(first.revisions) or isinstance(revision, Remask)
+    assert both == first.new_tokens + run(model, decoder, prompt + first.new_tokens, size).new_tokens
+
+
 def test_remasking_refills_exactly_the_unlikely_tokens(model):
     size, prompt = 6, list(range(40, 47))
     first = run(model, SetBlockDecoder(size, EntropyBound(6.0)), prompt, count=size).new_tokens
