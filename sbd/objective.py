@@ -132,18 +132,26 @@ def run_copies(
 ) -> Tensor:
     """Hidden states [B, R, D] of [clean copy | masked copies], where the clean copy has ``length`` rows.
 
-    frozen_clean: run the clean copy without gradient. The masked rows then find its keys in a cache, in the slots where
-        one forward would have them.
+    In one forward, or in two with the same result: then the masked rows find the keys of the clean copy in a cache, in
+    the slots where one forward would have them. Two are needed for ``frozen_clean``, which runs the clean copy without
+    gradient, and save time where the mask is dense, as the clean rows have no use for the keys of the masked ones.
     """
     is_block = (torch.arange(rows.shape[1], device=rows.device) >= length).expand_as(rows)
-    if not frozen_clean:
+    if not frozen_clean and not _gains_by_two_forwards(model):
         with marked_block_rows(is_block):
             return run_trunk(model, rows, positions, visibility, rows.shape[1])
     cache = DynamicCache()
-    with torch.no_grad():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_clean):
         clean = visibility.of_rows(slice(length))
         clean = run_trunk(model, rows[:, :length], positions[:, :length], clean, length, cache)
     with marked_block_rows(is_block[:, length:]):
         masked = visibility.of_rows(slice(length, None))
         masked = run_trunk(model, rows[:, length:], positions[:, length:], masked, rows.shape[1], cache)
     return torch.cat([clean, masked], dim=1)
+
+
+def _gains_by_two_forwards(model) -> bool:
+    """FlexAttention skips hidden keys anyway; checkpointing has no caches; a compiled trunk is compiled for one shape."""
+    checkpointed = model.training and model.is_gradient_checkpointing
+    compiled = model.get_decoder()._compiled_call_impl is not None
+    return model.config._attn_implementation != "flex_attention" and not checkpointed and not compiled

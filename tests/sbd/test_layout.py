@@ -113,6 +113,7 @@ def test_random_phase_is_uniform_and_keeps_to_documents():
 def recorded(monkeypatch, objective, model, batch) -> list:
     """What the objective hands to the trunk in one call and what it gets: [(tokens, positions, visibility, hidden)]."""
     calls = []
+    monkeypatch.setattr("sbd.objective._gains_by_two_forwards", lambda model: False)
 
     def record(model, tokens, positions, visibility, num_slots):
         hidden = run_trunk(model, tokens, positions, visibility, num_slots)

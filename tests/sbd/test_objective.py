@@ -9,7 +9,7 @@ import torch
 from decoding import NextTokenObjective
 from decoding.packed import Packing
 from sbd import SetBlockObjective
-from sbd.objective import BlockGrid
+from sbd.objective import BlockGrid, _gains_by_two_forwards
 from tests.conftest import MASK
 
 
@@ -23,7 +23,7 @@ def batch_of(*lengths: int, padding: int = 0, seed: int = 0) -> dict[str, torch.
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the objective hands to the trunk and to the loss: token rows, and (hidden, labels) of each loss."""
+    """What the objective hands to the trunk in one call and to the loss: token rows, and (hidden, labels) of each loss."""
     import sbd.objective as module
 
     calls = {"rows": [], "losses": [], "hidden": []}
@@ -39,6 +39,7 @@ def seen(monkeypatch):
         return losses(model, hidden, labels)
 
     monkeypatch.setattr(module, "run_trunk", run_trunk)
+    monkeypatch.setattr(module, "_gains_by_two_forwards", lambda model: False)
     monkeypatch.setattr(module, "row_losses", row_losses)
     return calls
 
@@ -323,3 +324,36 @@ def test_a_model_without_a_mask_token_is_refused(fresh_model):
         SetBlockObjective()(model, batch_of(5))
     loss, _ = SetBlockObjective(mask_token_id=90)(model, batch_of(5))
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "qwen3"])
+@pytest.mark.parametrize("complement", [False, True])
+def test_two_forwards_are_one(fresh_model, monkeypatch, family, complement):
+    """The clean copy first and the masked ones behind its cache: the same losses and gradients, in fewer key pairs."""
+    model = fresh_model(family).requires_grad_(True)
+    objective = SetBlockObjective(block_sizes=(4,), distill=0.5, complement=complement)
+    found = []
+    for two in (True, False):
+        monkeypatch.setattr("sbd.objective._gains_by_two_forwards", lambda model, two=two: two)
+        forwards = []
+        hook = model.get_decoder().register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        torch.manual_seed(0)
+        loss, metrics = objective(model, batch_of(13, 6, 1, padding=4))
+        hook.remove()
+        assert len(forwards) == 1 + two
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        found.append([loss, metrics["matp_loss"], metrics["ntp_loss"], metrics["distill_kl"], *gradients])
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_two_forwards_only_where_they_gain(fresh_model):
+    model = fresh_model("llama")
+    assert _gains_by_two_forwards(model)
+    model.train().gradient_checkpointing_enable()
+    assert not _gains_by_two_forwards(model)
+    model.gradient_checkpointing_disable()
+    model.get_decoder().compile()
+    assert not _gains_by_two_forwards(model)
+    flex = fresh_model("llama", attn_implementation="flex_attention")
+    assert not _gains_by_two_forwards(flex)
