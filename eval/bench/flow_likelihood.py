@@ -57,10 +57,9 @@ def likelihood_bound(
         z = torch.where(noise & ~given, source.sample(x1, Draws([generator] * len(x1))), x1)
         network = Bidirectional(model, torch.ones_like(z, dtype=torch.bool), traits, path.scheduler)
         logits = network(z, t, given.expand_as(z))
-        hidden = noise & ~given
         if source.mask_id is not None:
             logits[..., source.mask_id] = -torch.inf
-            loss = torch.where(hidden, generalised_kl(logits, z, x1, t, path), 0)
+            loss = torch.where(noise, generalised_kl(logits, z, x1, t, path), 0)
         else:
             loss = generalised_kl(logits, z, x1, t, path)
             p1 = logits.softmax(-1)
