@@ -19,5 +19,5 @@ def find_mask_token(model: PreTrainedModel, override: int | None = None) -> int:
             "mask_token_id: this model has no mask token; set model.generation_config.mask_token_id to a token that its "
             "text never uses, or fine-tune it with the set-block objective, which sets it"
         )
-    check_count("mask_token_id", mask_id, 0, model.get_input_embeddings().num_embeddings - 1)
+    check_count("mask_token_id", mask_id, 0, model.config.vocab_size - 1)
     return mask_id

@@ -94,8 +94,8 @@ def finetune(recipe: Recipe) -> dict:
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what FSDP or ZeRO has cut up
     if trainer.is_world_process_zero():
         with full_disk_named(recipe.output):
+            tokenizer.save_pretrained(folder)  # before the model, since merging an adapter copies it
             _save(recipe, model, weights, folder)
-            tokenizer.save_pretrained(folder)
             (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
             if recipe.measure:
                 write_card(recipe, report, folder)

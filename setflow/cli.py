@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 import setflow
-from setflow.commands import bench, bench_flow, chat, corpus, eval, finetune, generate
+from setflow.commands import bench, bench_flow, bench_training, chat, corpus, eval, finetune, generate
 
 app = typer.Typer(
     name="setflow",
@@ -24,6 +24,8 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 bench.app.add_typer(bench_flow.app, name="flow")
+bench.app.command()(bench_training.training)
+bench.app.command()(bench_training.options)
 app.add_typer(bench.app, name="bench")
 app.add_typer(eval.app, name="eval")
 app.command("corpus")(corpus.corpus)

@@ -1,0 +1,101 @@
+"""Which options of set-block training are best: one small run for each, equal steps, resumable run by run."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe import Recipe
+from finetune.run import finetune
+
+# The default of each option, and what takes its place, one at a time.
+DEFAULTS = {"all_mask_share": 0.5, "eta_scope": "block", "distill": 1.0, "rank": 32}
+VARIANTS = (
+    {},
+    {"all_mask_share": 0.0},
+    {"all_mask_share": 0.25},
+    {"all_mask_share": 1.0},
+    {"eta_scope": "sequence"},
+    {"distill": 0.0},
+    {"rank": 4},
+    {"rank": 8},
+    {"rank": 16},
+    {"rank": 64},
+)
+REPORT = "training.json"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run that differs from the defaults in ``changes`` alone."""
+
+    changes: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.changes.items()) or "defaults"
+
+    def of(self, recipe: Recipe, steps: int, kind: str) -> Recipe:
+        """``recipe`` with these options, in a folder of its own."""
+        options = DEFAULTS | dict(self.changes)
+        rank = options.pop("rank")
+        folder = "-".join(f"{key}-{value}" for key, value in self.changes.items()) or "defaults"
+        return dataclasses.replace(
+            recipe,
+            output=str(Path(recipe.output) / f"{kind}-{steps}" / folder),
+            objective_options=dict(recipe.objective_options) | options,
+            tuning={"kind": kind, **({"rank": rank} if kind != "full" else {})},
+            training=dict(recipe.training) | {"max_steps": steps},
+        )
+
+
+def run_variants(
+    recipe: Recipe, steps: int, kind: str = "gated", told: Callable[[dict[str, Any]], None] = lambda row: None
+) -> list[dict[str, Any]]:
+    """A row for each of VARIANTS: tokens per forward, mean acceptance, losses on held-out text.
+
+    Runs that are finished are read from their folders, one that was stopped goes on; ``told`` hears of each row.
+    """
+    rows = []
+    for changes in VARIANTS:
+        if kind == "full" and "rank" in changes:
+            continue
+        chosen = Variant(changes).of(recipe, steps, kind)
+        path = Path(chosen.output) / REPORT
+        report = json.loads(path.read_text()) if path.is_file() else finetune(chosen)
+        rows.append({"options": Variant(changes).name, **_figures(report)})
+        told(rows[-1])
+    return rows
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    measured, before = report["measured"], report.get("held_out_before", {})
+    accepted = [value for name, value in measured.items() if name.startswith("acceptance_")]
+    speeds = {
+        name.partition("/")[2]: value for name, value in measured.items() if name.startswith("tokens_per_forward/")
+    }
+    losses = report["held_out_next_token_loss_nats"]
+    return {
+        "tokens_per_forward": next((value for spec, value in speeds.items() if spec != "ntp"), None),
+        "acceptance": round(sum(accepted) / len(accepted), 4),
+        "matp_loss": measured["matp_loss"],
+        "next_token_loss": next(iter(losses.values())),
+        "next_token_loss_before": next(iter(before.values()), None),
+        "steps": report["steps"],
+        "minutes": report["minutes_of_last_run"],
+    }
+
+
+def as_markdown(rows: list[dict[str, Any]], title: str) -> str:
+    """The table for people."""
+    lines = [title, "", "| options | tokens per forward | mean acceptance | masked loss | next-token loss (before) |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        before = "-" if row["next_token_loss_before"] is None else f"{row['next_token_loss_before']:.3f}"
+        lines.append(
+            f"| {row['options']} | {row['tokens_per_forward']:.2f} | {row['acceptance']:.3f} | {row['matp_loss']:.3f} "
+            f"| {row['next_token_loss']:.3f} ({before}) |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,97 @@
+"""What a training step costs by each objective, on the same batch: time against next-token training, memory, MFU."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from decoding import NextTokenObjective
+from decoding.adapter import GatedAdapter
+from sbd import SetBlockObjective
+
+
+@dataclass
+class Contender:
+    """A model with what is to be trained, an objective, and the seconds of each of its steps."""
+
+    name: str
+    model: PreTrainedModel
+    objective: Callable
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def __post_init__(self):
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def step(self, batch: dict[str, Tensor], autocast: torch.dtype | None) -> None:
+        """Forward, backward and optimizer."""
+        device = self.model.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        started = _now(device)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            loss, _ = self.objective(self.model, batch)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seconds.append(_now(device) - started)
+        if device.type == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated()
+
+
+def contenders(model: PreTrainedModel, block_size: int, rank: int) -> Iterator[Contender]:
+    """Next-token and set-block training of all weights, and of a row-gated adapter; ``model`` stays as it is."""
+    full = copy.deepcopy(model).requires_grad_(True).train()
+    yield Contender("ntp", full, NextTokenObjective())
+    yield Contender("sbd", full, SetBlockObjective(block_sizes=(block_size,)))
+    gated = copy.deepcopy(model).requires_grad_(False).train()
+    adapter = GatedAdapter(gated, rank, 2 * rank)
+    adapter.mask_token_id = gated.generation_config.mask_token_id
+    adapter.attach(gated)
+    yield Contender("sbd gated", gated, SetBlockObjective(block_sizes=(block_size,), gated=True))
+
+
+def measure_steps(
+    chosen: list[Contender],
+    batch: dict[str, Tensor],
+    rounds: int,
+    autocast: torch.dtype | None = None,
+    advance: Callable[[], Any] = lambda: None,
+) -> list[dict[str, Any]]:
+    """A row for each contender: median seconds of a step, and how many times those of the first. Steps take turns.
+
+    Seconds are those of the process on a CPU, which other processes do not lengthen, and of the clock on a GPU. The
+    first round warms up and is not counted.
+    """
+    for _ in range(rounds + 1):
+        for contender in chosen:
+            torch.manual_seed(len(contender.seconds))
+            contender.step(batch, autocast)
+            advance()
+    rows, base = [], median(chosen[0].seconds[1:])
+    for contender in chosen:
+        seconds = median(contender.seconds[1:])
+        rows.append(
+            {
+                "objective": contender.name,
+                "seconds": round(seconds, 4),
+                "times_ntp": round(seconds / base, 3),
+                "tokens_per_second": round(batch["input_ids"].numel() / seconds),
+                "peak_gigabytes": round(contender.peak_bytes / 1e9, 2) or None,
+            }
+        )
+    return rows
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()

@@ -1,0 +1,78 @@
+"""The table of options and the cost of a step: every run once, figures from the runs themselves."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from decoding.adapter import gated_adapter
+from finetune import option_table
+from finetune.option_table import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
+from finetune.step_cost import contenders, measure_steps
+
+REPORT = {
+    "measured": {"acceptance_0": 0.5, "acceptance_1": 0.3, "matp_loss": 2.0, "tokens_per_forward/ntp": 1.0}
+    | {"tokens_per_forward/sbd-lossless:block_size=8": 1.5},
+    "held_out_before": {"own": 1.25},
+    "held_out_next_token_loss_nats": {"own": 1.26},
+    "steps": 7,
+    "minutes_of_last_run": 0.1,
+}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The recipes that were run; each leaves its report."""
+    recipes = []
+
+    def run(recipe):
+        recipes.append(recipe)
+        folder = option_table.Path(recipe.output)
+        folder.mkdir(parents=True)
+        (folder / option_table.REPORT).write_text(json.dumps(REPORT))
+        return REPORT
+
+    monkeypatch.setattr(option_table, "finetune", run)
+    return recipes
+
+
+def test_each_variant_changes_one_option_and_runs_once(recipe, started):
+    told = []
+    rows = run_variants(recipe(), 7, told=told.append)
+    assert rows == told and [row["options"] for row in rows] == [Variant(changes).name for changes in VARIANTS]
+    assert len(started) == len(VARIANTS) == len({chosen.output for chosen in started})
+    for changes, chosen in zip(VARIANTS, started, strict=True):
+        wanted = DEFAULTS | changes
+        assert chosen.tuning == {"kind": "gated", "rank": wanted.pop("rank")}
+        assert chosen.objective_options == wanted and chosen.training["max_steps"] == 7
+    assert run_variants(recipe(), 7) == rows and len(started) == len(VARIANTS)
+    run_variants(recipe(), 8)
+    assert len(started) == 2 * len(VARIANTS)
+
+
+def test_ranks_have_no_place_where_all_weights_are_trained(recipe, started):
+    run_variants(recipe(), 7, "full")
+    assert len(started) == sum("rank" not in changes for changes in VARIANTS)
+    assert all(chosen.tuned.kind == "full" for chosen in started)
+
+
+def test_the_table_holds_the_figures(recipe, started):
+    table = as_markdown(run_variants(dataclasses.replace(recipe()), 7), "title")
+    assert "| defaults | 1.50 | 0.400 | 2.000 | 1.260 (1.250) |" in table
+    assert table.count("\n| ") == 1 + len(VARIANTS)
+
+
+def test_steps_take_turns_and_leave_the_model_alone(fresh_model):
+    model = fresh_model("llama")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    chosen = list(contenders(model, 4, 2))
+    batch = {"input_ids": torch.randint(3, 90, (2, 24)), "document_ids": torch.zeros(2, 24, dtype=torch.long)}
+    rows = measure_steps(chosen, batch, 2)
+    assert [row["objective"] for row in rows] == ["ntp", "sbd", "sbd gated"] and rows[0]["times_ntp"] == 1
+    assert all(len(contender.seconds) == 3 for contender in chosen)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    gated = chosen[2].model
+    assert all(torch.equal(weight, before[name]) for name, weight in gated.state_dict().items() if name in before)
+    assert any(parameter.any() for name, parameter in gated_adapter(gated).named_parameters() if name.endswith("up"))
+    assert not torch.equal(chosen[1].model.lm_head.weight, before["lm_head.weight"])
