@@ -1,6 +1,7 @@
 """Ship the embedded model: copy what its last stage saved into the package, and write its card from the runs' files.
 
-``python -m setflow.embed build``, the last step of ``make embedded``.
+``python -m setflow.embed build``, the last step of ``make embedded``; ``python -m setflow.embed gated build`` ships the
+next-token model of its first stage with a row-gated adapter.
 """
 
 import json
@@ -8,7 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from setflow.loading import EMBEDDED
+from decoding.adapter import SETTINGS_FILE, WEIGHTS_FILE, holds_adapter, read_settings
+from setflow.loading import EMBEDDED, EMBEDDED_GATED
 
 STAGES = {
     "embedded-ntp": "1, next-token",
@@ -101,5 +103,23 @@ def card(runs: dict[str, dict], model: Path) -> str:
     )
 
 
+def ship_gated(build: Path) -> None:
+    """Put the next-token model of stage 1 and its row-gated adapter, side by side, into the package."""
+    base, adapter = build / "embedded-ntp", build / "embedded-gated"
+    if not holds_adapter(adapter):
+        raise ValueError(f"{adapter} holds no gated adapter; run the recipe embedded-gated first")
+    EMBEDDED_GATED.mkdir(exist_ok=True)
+    for file in FILES:
+        # The tokenizer is the same, but for what it is told to return.
+        shutil.copy((EMBEDDED if file.startswith("tokenizer") else base) / file, EMBEDDED_GATED / file)
+    for file in (WEIGHTS_FILE, "README.md", "training.json"):
+        shutil.copy(adapter / file, EMBEDDED_GATED / file)
+    settings = read_settings(adapter) | {"base_model": "."}
+    (EMBEDDED_GATED / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    ship(Path(sys.argv[1] if len(sys.argv) > 1 else "build"))
+    if sys.argv[1:2] == ["gated"]:
+        ship_gated(Path(sys.argv[2] if len(sys.argv) > 2 else "build"))
+    else:
+        ship(Path(sys.argv[1] if len(sys.argv) > 1 else "build"))

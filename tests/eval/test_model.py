@@ -10,6 +10,7 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: install the extra [eval]")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from decoding.adapter import GatedAdapter, gated_adapter
 from eval.model import SetflowLM, StopText
 
 # Word-like prompts of different lengths; two are equal.
@@ -209,3 +210,19 @@ def test_what_is_sampled_follows_the_seed_and_not_what_ran_before(make):
         return ours.generate_until(sampled, disable_tqdm=True)
 
     assert draw(0) == draw(0) != draw(1)
+
+
+def test_a_gated_adapter_is_loaded_with_its_base_model(fresh_model, tokenizer, tmp_path):
+    base = fresh_model("llama")
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    model = type(base).from_pretrained(tmp_path / "base")
+    adapter = GatedAdapter(model, 2, 4)
+    adapter.mask_token_id = model.generation_config.mask_token_id
+    torch.nn.init.ones_(adapter.terms["layers-0-self_attn-q_proj"].up)
+    adapter.save(model, tmp_path / "adapter")
+    ours = SetflowLM(pretrained=str(tmp_path / "adapter"), decoder="sbd-lossless:block_size=4", device="cpu")
+    assert gated_adapter(ours.model).terms["layers-0-self_attn-q_proj"].up.all()
+    stock = HFLM(pretrained=base, tokenizer=tokenizer, device="cpu", batch_size=1)
+    expected = stock.generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True)
+    assert ours.generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True) == expected
