@@ -20,19 +20,27 @@ OFFSET_CODE_FILE = "offset_code.safetensors"
 
 
 class OffsetCode(nn.Module):
-    """Tables [P, 2 w, D] of zeros to start with: one place P, the input, or one for each layer.
+    """Codes [P, 2 w, D], zeros to start with: one place P, the input, or one for each layer.
 
-    Row ``offset + w - 1`` is added to a token of that offset; the rows of offsets 0 and 1 are never used.
+    Code ``offset + w - 1`` is added to a token of that offset; those of offsets 0 and 1 are never used.
     """
+
+    # The codes are this times what is trained. Adam moves a weight by about the learning rate a step, and embeddings are
+    # hundreds of such steps long; without it a short run ends before the codes are heard. A power of two: no rounding.
+    GAIN = 8.0
 
     def __init__(self, window: int, d_model: int, places: int = 1):
         super().__init__()
         self.window = window
         self.table = nn.Parameter(torch.zeros(places, 2 * window, d_model))
 
+    @property
+    def codes(self) -> Tensor:
+        return self.GAIN * self.table
+
     def forward(self, hidden: Tensor, offset: Tensor, place: int = 0) -> Tensor:
         """``hidden`` [B, R, D] with the codes of ``offset`` [B, R] added where it is not 1."""
-        code = self.table[place][(offset + self.window - 1).clamp(0, 2 * self.window - 1)]
+        code = self.codes[place][(offset + self.window - 1).clamp(0, 2 * self.window - 1)]
         return torch.where((offset == 1)[..., None], hidden, hidden + code.to(hidden.dtype))
 
     # What the hooks read from outside must not be frozen into a compiled graph.
@@ -78,15 +86,15 @@ def attach_offset_code(model, config: ResampleConfig) -> OffsetCode:
 def save_offset_code(model, folder: str | Path, table: Tensor | None = None) -> None:
     """Write the model's offset code and how it was trained into ``folder``, next to the model's or an adapter's files.
 
-    ``table`` stands for the model's own where that is cut up over several devices.
+    ``table`` stands for the module's own where that is cut up over several devices.
     """
     model = _innermost(model)
     if getattr(model, "offset_code", None) is None:
         raise ValueError("offset_code: this model has none; train it with ResampleObjective first")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    table = model.offset_code.table if table is None else table
+    codes = OffsetCode.GAIN * (model.offset_code.table if table is None else table).detach().float()
     trained = {"resample": json.dumps(model.config.resample)}
-    save_file({"table": table.detach().float().cpu().contiguous()}, Path(folder) / OFFSET_CODE_FILE, trained)
+    save_file({"table": codes.cpu().contiguous()}, Path(folder) / OFFSET_CODE_FILE, trained)
 
 
 def load_offset_code(model, folder: str | Path) -> OffsetCode:
@@ -98,7 +106,7 @@ def load_offset_code(model, folder: str | Path) -> OffsetCode:
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no {OFFSET_CODE_FILE}, so there is no offset code in it")
     with safe_open(path, "pt") as file:
-        table = file.get_tensor("table")
+        codes = file.get_tensor("table")
         config = ResampleConfig(**json.loads(file.metadata()["resample"]))
     own = getattr(_innermost(model).config, "resample", None)
     if own is not None and ResampleConfig(**own) != config:
@@ -107,11 +115,11 @@ def load_offset_code(model, folder: str | Path) -> OffsetCode:
         )
     width = _innermost(model).get_input_embeddings().weight.shape[1]
     shape = (_places(_innermost(model), config), 2 * config.window, width)
-    if table.shape != shape:
-        raise ValueError(f"the offset code in {str(folder)!r} has shape {tuple(table.shape)}, this model needs {shape}")
+    if codes.shape != shape:
+        raise ValueError(f"the offset code in {str(folder)!r} has shape {tuple(codes.shape)}, this model needs {shape}")
     code = attach_offset_code(model, config)
     with torch.no_grad():
-        code.table.copy_(table)
+        code.table.copy_(codes / code.GAIN)
     return code.requires_grad_(_innermost(model).get_input_embeddings().weight.requires_grad)
 
 

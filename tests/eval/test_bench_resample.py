@@ -26,7 +26,7 @@ TEXT = [5, 9, 30, 41, 7, 7, 60, 12]
 def model():
     model = build("llama")
     code = attach_offset_code(model, ResampleConfig()).requires_grad_(False)
-    code.table.copy_(torch.randn(code.table.shape, generator=torch.Generator().manual_seed(7)))
+    code.table.copy_(torch.randn(code.table.shape, generator=torch.Generator().manual_seed(7)) / code.GAIN)
     return model
 
 

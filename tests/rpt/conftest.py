@@ -14,7 +14,7 @@ def resample_model():
     def make(family: str = "llama", dtype=torch.float32, **config):
         model = build(family, dtype)
         code = attach_offset_code(model, ResampleConfig(**config)).requires_grad_(False)
-        code.table.copy_(torch.randn(code.table.shape, generator=torch.Generator().manual_seed(7)))
+        code.table.copy_(torch.randn(code.table.shape, generator=torch.Generator().manual_seed(7)) / code.GAIN)
         return model
 
     return make

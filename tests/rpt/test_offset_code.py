@@ -71,7 +71,7 @@ def test_every_used_row_of_the_table_gets_a_gradient_and_no_other(resample_model
 def test_codes_are_added_where_they_should():
     code = OffsetCode(3, 4)
     with torch.no_grad():
-        code.table.copy_(torch.arange(6.0)[None, :, None].expand(1, 6, 4))
+        code.table.copy_(torch.arange(6.0)[None, :, None].expand(1, 6, 4) / code.GAIN)
     offset = torch.tensor([[-2, -1, 1, 2, 3]])
     assert code(torch.zeros(1, 5, 4), offset)[0, :, 0].tolist() == [0, 1, 0, 4, 5]
 
@@ -107,8 +107,8 @@ def test_reordered_rows_are_what_stock_transformers_makes_of_them(resample_model
     embeddings = model.get_input_embeddings().weight[tokens[0, sigma[0]]]
     offset = sigma[0].roll(-1) - sigma[0]
     offset[-1] = 1
-    table = model.offset_code.table[0]
-    embeddings = torch.stack([e if o == 1 else e + table[o + 1] for e, o in zip(embeddings, offset, strict=True)])
+    codes = model.offset_code.codes[0]
+    embeddings = torch.stack([e if o == 1 else e + codes[o + 1] for e, o in zip(embeddings, offset, strict=True)])
     positions = sigma if rope_index == "token" else torch.arange(12)[None]
     # No cache: positions that do not rise would be taken for the starts of packed documents.
     mask = torch.ones(12, 12, dtype=torch.bool).tril()[None, None]

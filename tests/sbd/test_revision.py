@@ -24,7 +24,7 @@ DICT = {"return_dict_in_generate": True}
 def model():
     model = build("llama")
     code = attach_offset_code(model, ResampleConfig()).requires_grad_(False)
-    code.table.copy_(torch.randn(code.table.shape, generator=torch.Generator().manual_seed(7)))
+    code.table.copy_(torch.randn(code.table.shape, generator=torch.Generator().manual_seed(7)) / code.GAIN)
     return model
 
 
