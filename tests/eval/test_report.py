@@ -108,3 +108,14 @@ def test_pictures_are_small_and_do_not_change(table_one):
     for path, content in pictures.items():
         minidom.parseString(content)
         assert len(content) < LARGEST and path.read_bytes() == content
+
+
+def test_the_report_in_the_repository_is_whole_and_small():
+    folder = ROOT / "report"
+    text = (folder / "report.md").read_text()
+    for path in folder.glob("*.jsonl"):
+        assert f"## {path.stem}\n" in text
+    pictures = list(folder.glob("*.svg"))
+    assert pictures
+    for path in pictures:
+        assert f"({path.name})" in text and path.stat().st_size < LARGEST, path
