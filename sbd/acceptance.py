@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 BINS = 8  # of the draft's largest probability
 PRIOR = 2.0  # weight, in observations, of the guess that a draft is accepted with its own largest probability
+KEPT = 0.97  # of the weight of earlier observations with each new one, so that about the last 30 count
 
 
 class AcceptanceTable:
@@ -20,8 +21,8 @@ class AcceptanceTable:
         """Count one verified draft: its first ``accepted`` tokens were accepted, the next one, if any, was not."""
         for offset, confidence in enumerate(confidences[: accepted + 1]):
             place = _bin(confidence)
-            self.tried[offset][place] += 1
-            self.accepted[offset][place] += offset < accepted
+            self.tried[offset][place] = KEPT * self.tried[offset][place] + 1
+            self.accepted[offset][place] = KEPT * self.accepted[offset][place] + (offset < accepted)
 
     def rates(self, confidences: Sequence[float]) -> list[float]:
         """Estimated acceptance of each draft, given the ones before it."""

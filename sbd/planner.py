@@ -36,8 +36,8 @@ class Planner:
         self.has_masks = has_masks
         self.tables = {kind: AcceptanceTable(block_size - 1) for kind in ("mask", "lookup")}
 
-    def record(self, sequence: Sequence, draft: Draft, accepted: int) -> None:
-        """Learn from a verified draft."""
+    def record(self, draft: Draft, accepted: int) -> None:
+        """Learn how many tokens of a draft are those of the text."""
         self.tables[draft.kind].record(draft.confidences, accepted)
 
     def expected(self, draft: Draft) -> float:

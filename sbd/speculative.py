@@ -10,6 +10,7 @@ A look-ahead block sees the past, z and d_1 .. d_a. If a drafts are accepted, ro
 that follows them, and masks 1 .. k-1 of block a have already drafted what comes next.
 """
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,11 +32,29 @@ LOOKUP_CONFIDENCE = (0.0, 0.3, 0.5, 0.7)  # first guess for runs of 0 to 3 token
 
 @dataclass
 class SpeculativeState:
-    """What one sequence remembers: its draft, and the acceptance lengths that the running forward provides for."""
+    """What one sequence remembers: its draft, and the acceptance lengths that the running forward provides for.
+
+    watched: a draft that was looked up for the place ``watched_from``, until the text shows how much of it is right.
+    """
 
     draft: Draft = field(default_factory=Draft)
     provided: tuple[int, ...] = ()
     lookup: PromptLookup | None = None
+    watched: Draft | None = None
+    watched_from: int = 0
+
+    def watch(self, planner: Planner, text: SequenceOf[int], found: Draft) -> None:
+        """Learn what lookup is worth from the text itself, whether its drafts were verified or not.
+
+        Else a planner that once gave up on lookup would not see that the text has begun to repeat itself.
+        """
+        if self.watched is not None:
+            said, came = self.watched.tokens, text[self.watched_from :]
+            right = next((i for i, pair in enumerate(zip(said, came, strict=False)) if pair[0] != pair[1]), None)
+            if right is None and len(came) < len(said):
+                return
+            planner.record(self.watched, len(said) if right is None else right)
+        self.watched, self.watched_from = (found if found.tokens else None), len(text)
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,7 @@ class SelfSpeculativeDecoder(Decoder):
         if state.lookup is not None:
             found, length = state.lookup.draft(sequence.tokens, self.block_size - 1)
             draft = Draft(found, [LOOKUP_CONFIDENCE[length]] * len(found), kind="lookup")
+            state.watch(planner, sequence.tokens, draft)
             if planner.expected(draft) > planner.expected(state.draft):
                 state.draft = draft
 
@@ -159,7 +179,8 @@ class SelfSpeculativeDecoder(Decoder):
             batch.commit(sequence, emitted, logprobs=logprobs)
             sequence.cached = min(sequence.cached, len(sequence.tokens))
             if draft.tokens:
-                batch.state.record(sequence, draft, accepted)
+                if draft.kind == "mask":  # what was looked up is watched anyway
+                    batch.state.record(draft, accepted)
                 sequence.acceptance_lengths.append(accepted)
             lengths.append(accepted)
             start += count

@@ -10,6 +10,7 @@ from sbd.acceptance import AcceptanceTable
 from sbd.auto import AutoPlanner
 from sbd.lookup import PromptLookup
 from sbd.planner import Draft, Planner, likeliest
+from sbd.speculative import SpeculativeState
 
 
 def test_acceptance_starts_from_confidence_and_learns():
@@ -109,3 +110,21 @@ def test_auto_falls_back_to_plain_rows_and_tries_again_now_and_then():
 
 def test_auto_takes_no_more_drafts_than_there_is_room():
     assert planner(0.0).choose(sequence(room=3), Draft([5] * 7, [0.9] * 7))[0] == 2
+
+
+def test_lookup_is_judged_by_the_text_even_where_its_drafts_were_not_verified():
+    planner, state = Planner(4, "all", False), SpeculativeState(lookup=PromptLookup())
+    table = planner.tables["lookup"]
+
+    def draft(*tokens):
+        return Draft(list(tokens), [0.5] * len(tokens), kind="lookup")
+
+    state.watch(planner, [1, 2], draft(3, 4, 7))
+    state.watch(planner, [1, 2, 3], draft(9))  # right so far: nothing to learn yet, and nothing new is watched
+    assert not any(map(any, table.tried))
+    state.watch(planner, [1, 2, 3, 5], draft())  # its second token is wrong, its third was never reached
+    assert [sum(tried) for tried in table.tried] == [1, 1, 0]
+    assert [sum(accepted) for accepted in table.accepted] == [1, 0, 0]
+    state.watch(planner, [1, 2, 3, 5, 6], draft(8, 9))
+    state.watch(planner, [1, 2, 3, 5, 6, 8, 9, 1], draft())  # all of it is right
+    assert [sum(accepted) for accepted in table.accepted] == pytest.approx([1.97, 1, 0])
