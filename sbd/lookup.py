@@ -13,8 +13,9 @@ class PromptLookup:
         self._indexed = 0
 
     def draft(self, tokens: list[int], count: int) -> tuple[list[int], int]:
-        """Up to ``count`` tokens that followed the longest known run that ends ``tokens``, and the length of that run.
+        """The ``count`` tokens that followed the longest known run that ends ``tokens``, and the length of that run.
 
+        Where the text ends before there are so many it is taken to go round: what repeats itself goes on doing so.
         ``([], 0)`` if no run is known.
         """
         # A run that ends the text has no continuation yet, so only runs before the last token are indexed.
@@ -25,5 +26,6 @@ class PromptLookup:
         for length in range(min(self.longest, len(tokens)), 0, -1):
             end = self._seen.get(tuple(tokens[-length:]))
             if end is not None:
-                return tokens[end : end + count], length
+                followed = tokens[end : end + count]
+                return [followed[i % len(followed)] for i in range(count)], length
         return [], 0

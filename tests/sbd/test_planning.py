@@ -41,6 +41,11 @@ def test_lookup_finds_the_longest_and_latest_run():
     assert PromptLookup().draft([1, 2, 3, 4], 3) == ([], 0)
 
 
+@pytest.mark.parametrize(("text", "expected"), [([5, 5], [5, 5, 5, 5]), ([7, 1, 2, 3, 1, 2, 3], [1, 2, 3, 1])])
+def test_lookup_goes_on_with_what_repeats_itself(text, expected):
+    assert PromptLookup().draft(text, 4)[0] == expected
+
+
 def test_lookup_indexes_text_as_it_grows():
     lookup, text = PromptLookup(), []
     for token in [4, 5, 6, 4, 5]:
