@@ -21,3 +21,12 @@ def find_mask_token(model: PreTrainedModel, override: int | None = None) -> int:
         )
     check_count("mask_token_id", mask_id, 0, model.config.vocab_size - 1)
     return mask_id
+
+
+def has_mask_token(model: PreTrainedModel) -> bool:
+    """Whether :func:`find_mask_token` finds one."""
+    try:
+        find_mask_token(model)
+    except ValueError:
+        return False
+    return True

@@ -36,16 +36,8 @@ class RowList:
 
     def add_causal(self, tokens: SequenceOf[int], start: int) -> None:
         """Add text from position ``start`` on; each row sees everything up to itself. Its slots are its positions."""
-        count, end = len(tokens), start + len(tokens)
-        self.tokens.extend(tokens)
-        self.positions.extend(range(start, end))
-        self.slots.extend(range(start, end))
-        self.prefix_end.extend(range(start + 1, end + 1))
-        self.own_start.extend([0] * count)
-        self.own_end.extend([0] * count)
-        self.is_block.extend([0] * count)
-        self.offset.extend([1] * count)
-        self.level.extend([NONE] * count)
+        end = start + len(tokens)
+        self._add(tokens, range(start, end), range(start, end), range(start + 1, end + 1), 0, 0)
 
     def add_block(
         self, tokens: SequenceOf[int], position: int, slot: int, levels: SequenceOf[int] | None = None
@@ -54,16 +46,9 @@ class RowList:
 
         ``levels``: how noisy its tokens are, for models that are told (:mod:`decoding.noise_level`).
         """
-        count = len(tokens)
-        self.tokens.extend(tokens)
-        self.positions.extend(range(position, position + count))
-        self.slots.extend(range(slot, slot + count))
-        self.prefix_end.extend([position] * count)
-        self.own_start.extend([slot] * count)
-        self.own_end.extend([slot + count] * count)
-        self.is_block.extend([1] * count)
-        self.offset.extend([1] * count)
-        self.level.extend([NONE] * count if levels is None else levels)
+        positions, end = range(position, position + len(tokens)), slot + len(tokens)
+        levels = NONE if levels is None else levels
+        self._add(tokens, positions, range(slot, end), position, slot, end, is_block=1, level=levels)
 
     def add_branch(
         self,
@@ -77,28 +62,29 @@ class RowList:
 
         Each row sees that text and the branch up to itself; ``offsets`` say which token each predicts, 1 being the next.
         """
-        count = len(tokens)
-        self.tokens.extend(tokens)
-        self.positions.extend(positions)
-        self.slots.extend(range(slot, slot + count))
-        self.prefix_end.extend([prefix_end] * count)
-        self.own_start.extend([slot] * count)
-        self.own_end.extend(range(slot + 1, slot + count + 1))
-        self.is_block.extend([0] * count)
-        self.offset.extend(offsets)
-        self.level.extend([NONE] * count)
+        end = slot + len(tokens)
+        self._add(tokens, positions, range(slot, end), prefix_end, slot, range(slot + 1, end + 1), offset=offsets)
 
     def add_padding(self, count: int, slot: int) -> None:
         """Add rows that stand for nothing: each sees only itself, in ``slot``, which no other row sees."""
-        self.tokens.extend([0] * count)
-        self.positions.extend([0] * count)
-        self.slots.extend([slot] * count)
-        self.prefix_end.extend([0] * count)
-        self.own_start.extend([slot] * count)
-        self.own_end.extend([slot + 1] * count)
-        self.is_block.extend([0] * count)
-        self.offset.extend([1] * count)
-        self.level.extend([NONE] * count)
+        self._add([0] * count, 0, slot, 0, slot, slot + 1)
+
+    def _add(
+        self,
+        tokens: SequenceOf[int],
+        positions: SequenceOf[int] | int,
+        slots: SequenceOf[int] | int,
+        prefix_end: SequenceOf[int] | int,
+        own_start: SequenceOf[int] | int,
+        own_end: SequenceOf[int] | int,
+        is_block: int = 0,
+        offset: SequenceOf[int] | int = 1,
+        level: SequenceOf[int] | int = NONE,
+    ) -> None:
+        """Extend every column; a number stands for all rows."""
+        given = (tokens, positions, slots, prefix_end, own_start, own_end, is_block, offset, level)
+        for column, values in zip(vars(self).values(), given, strict=True):
+            column.extend([values] * len(tokens) if isinstance(values, int) else values)
 
 
 @dataclass(frozen=True)

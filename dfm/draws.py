@@ -75,11 +75,8 @@ class Draws:
 class LikeliestDraws(Draws):
     """Takes the likeliest token wherever one is drawn from a law; places and times are still drawn."""
 
-    def categorical(self, law: Tensor, where: Tensor) -> Tensor:
-        return torch.where(where, law.argmax(-1), 0)
-
     def rows(self, law: Tensor, where: Tensor) -> Tensor:
-        return torch.zeros(where.shape, dtype=torch.long).masked_scatter(where, law.argmax(-1))
+        return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter(where, law.argmax(-1))
 
     def pick(self, where: Tensor) -> Tensor:
         return Draws(self.generators).pick(where)
@@ -95,8 +92,8 @@ class BatchDraws(Draws):
         values = torch.rand(where.shape, generator=self.generator, dtype=torch.float64).to(where.device)
         return torch.where(where, values, 0)
 
-    def categorical(self, law: Tensor, where: Tensor) -> Tensor:
+    def rows(self, law: Tensor, where: Tensor) -> Tensor:
         cumulative = law.double().cumsum(-1)
-        threshold = self.uniform(where)[..., None] * cumulative[..., -1:]
-        tokens = torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp_max(law.shape[-1] - 1)
-        return torch.where(where, tokens, 0)
+        threshold = self.uniform(where)[where][:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_max(law.shape[-1] - 1)
+        return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter(where, drawn)

@@ -9,6 +9,7 @@ from torch import Tensor
 from decoding import decoder_from_spec, find_mask_token
 from decoding.blocks import BlockGrid, set_block_visibility
 from decoding.checks import check_count
+from decoding.mask_token import has_mask_token
 from decoding.packed import Packing, target_mask
 from sbd.objective import run_copies
 
@@ -58,14 +59,6 @@ class Measure:
             figures[f"same_text/{spec}"] = same / len(prompts)
         model.train(was_training)
         return {name: round(value, 4) for name, value in figures.items()}
-
-
-def has_mask_token(model) -> bool:
-    try:
-        find_mask_token(model)
-    except ValueError:
-        return False
-    return True
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from decoding import find_mask_token
 from decoding.adapter import SETTINGS_FILE, base_of, holds_adapter, load_adapter
+from decoding.mask_token import has_mask_token
 from rpt import OFFSET_CODE_FILE, load_offset_code
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -67,8 +67,4 @@ def default_spec(model: PreTrainedModel) -> str:
     """The decoder that the model names itself (``decoder`` of its generation config), else one that it can run."""
     if spec := getattr(model.generation_config, "decoder", None):
         return spec
-    try:
-        find_mask_token(model)
-    except ValueError:
-        return "ntp"
-    return SET_BLOCKS
+    return SET_BLOCKS if has_mask_token(model) else "ntp"

@@ -1,9 +1,12 @@
 """``setflow bench``: the measurements behind the README's table, each printed and written as one JSON file."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from setflow.commands.settings import typed_command
 
 app = typer.Typer(
     help="Measure decoders on held-out prompts: quality, speed, losslessness, memory.",
@@ -52,7 +55,7 @@ def quality(
 
     from eval.bench.quality import DEFAULT_SPECS, LOSSLESS_SPECS, measure_quality
 
-    bench = _Bench(model, dtype, device, prompts, count)
+    bench = Bench(model, dtype, device, prompts, count)
     settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
     rows = []
     for prompt_set in bench.prompt_sets:
@@ -61,7 +64,7 @@ def quality(
         specs = decoder or (DEFAULT_SPECS if prompt_set.problems is not None and not temperature else LOSSLESS_SPECS)
         for row in measure_quality(bench.model, bench.tokenizer, prompt_set, specs, batch_size, **settings):
             rows.append(row)
-            bench.show(row)
+            show(row)
     bench.write(out, name, rows, batch_size=batch_size, temperature=temperature, seed=seed)
 
 
@@ -85,7 +88,7 @@ def speed(
     from eval.bench.speed import measure_speed
     from setflow.loading import load_model
 
-    bench = _Bench(model, dtype, device, prompts, count)
+    bench = Bench(model, dtype, device, prompts, count)
     contenders = [Contender(bench.model, "generate", "model.generate")]
     contenders += [Contender(bench.model, spec) for spec in decoder or SPEED_SPECS]
     contenders.append(Contender(bench.model, "generate", "transformers prompt lookup", prompt_lookup_num_tokens=10))
@@ -96,11 +99,11 @@ def speed(
         )
     rows = []
     for prompt_set in bench.prompt_sets:
-        with bench.progress(rounds * len(prompt_set.ids)) as advance:
+        with progress(rounds * len(prompt_set.ids)) as advance:
             measured = measure_speed(contenders, prompt_set, rounds, advance)
         for row in measured:
             rows.append(row)
-            bench.show(row)
+            show(row)
     bench.write(out, name, rows, batch_size=1, rounds=rounds)
 
 
@@ -121,12 +124,12 @@ def lossless(
     """Count the prompts on which self-speculation differs from model.generate(do_sample=False)."""
     from eval.bench.lossless import measure_losslessness
 
-    bench = _Bench(model, dtype, device, prompts, count)
+    bench = Bench(model, dtype, device, prompts, count)
     rows = []
     for prompt_set in bench.prompt_sets:
         for row in measure_losslessness(bench.model, prompt_set, decoder or LOSSLESS_SPECS, batch_size or (1, 8)):
             rows.append(row)
-            bench.show(row)
+            show(row)
     bench.write(out, name, rows)
 
 
@@ -144,8 +147,8 @@ def memory(
     specs = tuple(decoder or ("ntp", "sbd:block_size=16,entropy_bound=0.1", "sbd-lossless:look_ahead=all"))
     rows = measure_memory(specs, new_tokens, device)
     for row in rows:
-        _show(row)
-    write(out / "memory.json", {"command": _command(), "model": SHAPE, "device": device, "rows": rows})
+        show(row)
+    write(out / "memory.json", {"command": typed_command(), "model": SHAPE, "device": device, "rows": rows})
 
 
 @app.command()
@@ -178,13 +181,13 @@ def resample(
     from setflow.commands.settings import parse_dtype
     from setflow.loading import load_model
 
-    bench = _Bench(model, dtype, device, prompts, count)
+    bench = Bench(model, dtype, device, prompts, count)
     judge = None if control is None else load_model(control, parse_dtype(dtype))[0].to(device)
     rows, context = [], bench.model.config.max_position_embeddings
 
     def take(row: dict) -> dict:
         rows.append(row)
-        bench.show(row)
+        show(row)
         return row
 
     for path in texts or ():
@@ -208,7 +211,7 @@ def resample(
     bench.write(out, name, rows, seeds=seeds, batch_size=batch_size, control=control)
 
 
-class _Bench:
+class Bench:
     """Model, prompts and a screen for one benchmark."""
 
     def __init__(self, model: str | None, dtype: str, device: str, prompts: list[str] | None, count: int):
@@ -220,40 +223,30 @@ class _Bench:
         self.model.to(device)
         self.prompt_sets = [prompt_set(name, self.tokenizer, count) for name in prompts or PROMPT_SETS]
 
-    @staticmethod
-    def progress(total: int):
-        """A context that gives a function to call after each of ``total`` steps."""
-        from contextlib import contextmanager
-
-        from rich.progress import Progress
-
-        @contextmanager
-        def bar():
-            with Progress(transient=True) as progress:
-                task = progress.add_task("timing", total=total)
-                yield lambda: progress.advance(task)
-
-        return bar()
-
-    @staticmethod
-    def show(row: dict) -> None:
-        _show(row)
-
     def write(self, folder: Path, name: str, rows: list[dict], **settings) -> None:
-        from eval.bench.report import conditions, write
-
-        result = {"command": _command(), "conditions": conditions(self.model), "settings": settings, "rows": rows}
-        write(folder / f"{name}.json", result)
-        typer.echo(f"written to {folder / f'{name}.json'}")
+        write_rows(folder / f"{name}.json", self.model, rows, **settings)
 
 
-def _command() -> str:
-    """What the user typed."""
-    import shlex
-    import sys
+@contextmanager
+def progress(total: int, title: str = "timing"):
+    """A bar; gives a function to call after each of ``total`` steps."""
+    from rich.progress import Progress
 
-    return shlex.join(["setflow", *sys.argv[1:]])
+    with Progress(transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
 
 
-def _show(row: dict) -> None:
+def write_rows(path: Path, model, rows: list[dict], quiet: bool = False, **settings) -> None:
+    """Write what was measured, where and how; ``model`` is None where no model ran."""
+    from eval.bench.report import conditions, write
+
+    where = conditions(model)
+    write(path, {"command": typed_command(), "conditions": where, "settings": settings, "rows": rows})
+    if not quiet:
+        typer.echo(f"written to {path}")
+
+
+def show(row: dict) -> None:
+    """Print a row of results."""
     typer.echo("  ".join(f"{key}={value}" for key, value in row.items() if value is not None))

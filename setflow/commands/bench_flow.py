@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from setflow.commands.bench import _command, _show
+from setflow.commands.bench import progress, show, write_rows
+from setflow.commands.settings import typed_command
 
 app = typer.Typer(
     help="Measure flow-matching models and samplers.",
@@ -58,19 +59,21 @@ def likelihood(
 
     def take(row: dict) -> None:
         measured.append(row)
-        _show(row)
+        show(row)
 
     take({"model": "held-out text", **judged(data)})
     for folder in model:
         chosen, _ = load_model(folder, torch.float32)
-        with _progress("noise levels", flow.bound_batches(len(data), times, batch_size)) as advance:
+        with progress(title="noise levels", total=flow.bound_batches(len(data), times, batch_size)) as advance:
             bound = flow.likelihood_bound(chosen, data, times, batch_size, seed, advance)
         decoder = FlowDecoder(path=FlowTraits.of(chosen.config).source, steps=steps)
         take(
             {"model": folder, **bound, "steps": steps, **judged(decoder.infill(chosen, data, given, seed=seed).tokens)}
         )
     typer.echo(flow.WARNING)
-    _write(out / f"{name}.json", judging, measured, warning=flow.WARNING, texts=str(texts), length=length, seed=seed)
+    write_rows(
+        out / f"{name}.json", judging, measured, warning=flow.WARNING, texts=str(texts), length=length, seed=seed
+    )
 
 
 @app.command()
@@ -112,26 +115,26 @@ def samplers(
         curve, score = (sweep.masked_loss_curve(models["mask"], tokenizer, held_out=held) for held in (False, True))
         schedules = list(sweep.excess_rows(curve, score, (4, 8, 16, 32)))
         for row in schedules:
-            _show(row)
+            show(row)
         Scheduler.fit(curve, 16).save(out / "flow-schedule-16.json")
     points = [p for p in sweep.pending(sweep.CURVES, measured, tuple(models)) if p[3] <= most_steps]
-    with _progress("points", len(points)) as advance:
+    with progress(title="points", total=len(points)) as advance:
         if not any(row["source"] == "data" for row in measured):
             measured += sweep.reference_rows(judging, tokenizer, task, temperature, seed)
         found = sweep.measure_sweep(models, judging, tokenizer, task, points, curve, temperature, seed)
         for row in found:
             measured.append(row)
-            _show(row)
-            _write(file, judging, measured, quiet=True, **settings, schedules=schedules)
+            show(row)
+            write_rows(file, judging, measured, quiet=True, **settings, schedules=schedules)
             advance()
-    _write(file, judging, measured, **settings, schedules=schedules)
+    write_rows(file, judging, measured, **settings, schedules=schedules)
     points = [row for row in measured if "sampler" in row]
     panels = {"exact_match": "exact match", "generative_perplexity": "generative perplexity (judge)"}
     plot_curves(points, sweep.curve_of, "forwards", panels, out / f"{name}.png", log_x=True)
     columns = ["source", "sampler", "schedule", "steps", "forwards", "exact_match", "generative_perplexity"]
     table = markdown_table(measured, [*columns, "corpus_generative_perplexity", "unigram_entropy_bits"])
     fits = markdown_table(schedules, ["rounds", "excess_nats_even", "excess_nats_fitted"])
-    (out / f"{name}.md").write_text(f"`{_command()}`\n\n{table}\n{WARNING}\n\n{fits}")
+    (out / f"{name}.md").write_text(f"`{typed_command()}`\n\n{table}\n{WARNING}\n\n{fits}")
     typer.echo(WARNING)
 
 
@@ -158,18 +161,18 @@ def blocks(
     chosen, tokenizer = load_model(model, torch.float32)
     specs, measured = block_specs(block_size), []
     torch.manual_seed(0)
-    with _progress("decoders", len(specs)) as advance:
+    with progress(title="decoders", total=len(specs)) as advance:
         for row in measure_quality(chosen, tokenizer, prompt_set("additions", tokenizer, count), specs, batch_size):
             row.pop("acceptance_histogram", None)
             measured += named([row], specs)
-            _show(measured[-1])
-            _write(out / f"{name}.json", chosen, measured, quiet=True, count=count, batch_size=batch_size)
+            show(measured[-1])
+            write_rows(out / f"{name}.json", chosen, measured, quiet=True, count=count, batch_size=batch_size)
             advance()
-    _write(out / f"{name}.json", chosen, measured, count=count, batch_size=batch_size)
+    write_rows(out / f"{name}.json", chosen, measured, count=count, batch_size=batch_size)
     panels = {"exact_match": "worked additions, exact match"}
     plot_curves(measured, lambda row: row["curve"], "tokens_per_forward", panels, out / f"{name}.png")
     table = markdown_table(measured, ["decoder", "tokens_per_forward", "exact_match"])
-    (out / f"{name}.md").write_text(f"`{_command()}`\n\n{table}")
+    (out / f"{name}.md").write_text(f"`{typed_command()}`\n\n{table}")
 
 
 @app.command()
@@ -191,32 +194,8 @@ def peer(
     from eval.bench.flow_peer import measure_peer
 
     sizes, measured = tuple(vocab_size or (32768, 131072)), []
-    with _progress("runs", 4 * rounds * len(sizes)) as advance:
+    with progress(title="runs", total=4 * rounds * len(sizes)) as advance:
         for row in measure_peer(folder, sizes, batch_size, length, steps, rounds, advance):
             measured.append(row)
-            _show(row)
-    _write(out / f"{name}.json", None, measured, rounds=rounds, peer="flow_matching 1.0.10", dtype="float32")
-
-
-def _progress(title: str, total: int):
-    """A context that gives a function to call after each of ``total`` steps."""
-    from contextlib import contextmanager
-
-    from rich.progress import Progress
-
-    @contextmanager
-    def bar():
-        with Progress(transient=True) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda: progress.advance(task)
-
-    return bar()
-
-
-def _write(path: Path, model, rows: list[dict], quiet: bool = False, **settings) -> None:
-    from eval.bench.report import conditions, write
-
-    where = conditions(model)
-    write(path, {"command": _command(), "conditions": where, "settings": settings, "rows": rows})
-    if not quiet:
-        typer.echo(f"written to {path}")
+            show(row)
+    write_rows(out / f"{name}.json", None, measured, rounds=rounds, peer="flow_matching 1.0.10", dtype="float32")

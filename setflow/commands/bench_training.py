@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from setflow.commands.bench import Device, Dtype, Model, Out, _Bench, _command, _show
-from setflow.commands.settings import need_extra
+from setflow.commands.bench import Device, Dtype, Model, Out, progress, show, write_rows
+from setflow.commands.settings import need_extra, typed_command
 
 
 def training(
@@ -25,7 +25,6 @@ def training(
     need_extra("train", ("accelerate", "yaml", "datasets"))
     import torch
 
-    from eval.bench.report import conditions, write
     from finetune.step_cost import contenders, measure_steps
     from setflow.commands.settings import parse_dtype
     from setflow.loading import load_model
@@ -36,16 +35,13 @@ def training(
         loaded.config.vocab_size - 1, (batch_size, length), generator=torch.Generator().manual_seed(0)
     )
     batch = {"input_ids": tokens.to(device), "document_ids": torch.zeros_like(tokens).to(device)}
-    with _Bench.progress(3 * (rounds + 1)) as advance:
+    with progress(3 * (rounds + 1)) as advance:
         rows = measure_steps(list(contenders(loaded, block_size, rank)), batch, rounds, autocast, advance)
     for row in rows:
-        _show(row)
+        show(row)
     settings = {"batch_size": batch_size, "length": length, "block_size": block_size, "rank": rank, "rounds": rounds}
     settings["seconds_of"] = "the process on one thread" if device == "cpu" else "the clock"
-    write(
-        out / f"{name}.json",
-        {"command": _command(), "conditions": conditions(loaded), "settings": settings, "rows": rows},
-    )
+    write_rows(out / f"{name}.json", loaded, rows, **settings)
 
 
 def options(
@@ -73,10 +69,10 @@ def options(
     def told(row: dict) -> None:
         done.append(row)
         note(f"{len(done)} of {len(VARIANTS)}")
-        _show(row)
+        show(row)
 
     rows = run_variants(chosen, steps, kind, told)
     settings = {"recipe": recipe, "steps": steps, "kind": kind, "training": dict(chosen.training)}
-    write(out / f"{name}.json", {"command": _command(), "settings": settings, "rows": rows})
-    title = f"`{kind}`, {steps} steps of each run, decoder `{chosen.decoder}`; written by `{_command()}`."
+    write(out / f"{name}.json", {"command": typed_command(), "settings": settings, "rows": rows})
+    title = f"`{kind}`, {steps} steps of each run, decoder `{chosen.decoder}`; written by `{typed_command()}`."
     (out / f"{name}.md").write_text(as_markdown(rows, title))

@@ -1,8 +1,6 @@
 """``setflow eval``: scores of lm-eval tasks and what each answer cost; sweeps with a report; the trace of one answer."""
 
 import logging
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from setflow.commands.settings import (
     Dtype,
     MaxNewTokens,
     Model,
+    Prompt,
     Seed,
     Temperature,
     make_settings,
@@ -20,7 +19,9 @@ from setflow.commands.settings import (
     note,
     open_model,
     parse_dtype,
+    read_prompt,
     screen,
+    typed_command,
 )
 
 OWN_TASKS = "additions,next_statement"
@@ -170,7 +171,7 @@ def sweep(
         data, _whole(limit), num_fewshot, max_gen_toks, batch_size, weights, device, confirm_run_unsafe_code
     )
     out.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["setflow", *sys.argv[1:]])
+    command = typed_command()
     for number, row in enumerate(run_sweep(cells, settings, out / f"{name}.jsonl", command), 1):
         costs, scores = row["decoding"], row["scores"]
         note(
@@ -194,7 +195,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of sweeps.")] = P
 
 @app.command()
 def trace(
-    prompt: Annotated[str, typer.Argument(help='The text to continue; "-" reads standard input.')],
+    prompt: Prompt,
     model: Model = None,
     decoder: DecoderSpec = None,
     max_new_tokens: MaxNewTokens = None,
@@ -209,9 +210,7 @@ def trace(
     from setflow.text import split_text
     from setflow.trace import trace_lines, trace_svg
 
-    prompt = sys.stdin.read() if prompt == "-" else prompt
-    if not prompt:
-        raise ValueError("the prompt is empty: give some text to continue")
+    prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
     opened = open_model(model, decoder, dtype, console)

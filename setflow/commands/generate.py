@@ -1,7 +1,6 @@
 """``setflow generate``: continue a prompt, watch the order in which tokens are decided, see what it took."""
 
 import json
-import sys
 import time
 from dataclasses import replace
 from statistics import median
@@ -16,11 +15,13 @@ from setflow.commands.settings import (
     Model,
     NoLive,
     Opened,
+    Prompt,
     Seed,
     Temperature,
     make_settings,
     note,
     open_model,
+    read_prompt,
     screen,
     show_text,
 )
@@ -36,7 +37,7 @@ SECONDS_FOR_ROUNDS = 10
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help='The text to continue; "-" reads standard input.')],
+    prompt: Prompt,
     model: Model = None,
     decoder: DecoderSpec = None,
     max_new_tokens: MaxNewTokens = None,
@@ -54,9 +55,7 @@ def generate(
     The text goes to standard output and the figures to standard error. On a terminal the text appears as it is decided;
     elsewhere it is plain and printed at the end.
     """
-    prompt = sys.stdin.read() if prompt == "-" else prompt
-    if not prompt:
-        raise ValueError("the prompt is empty: give some text to continue")
+    prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
     opened = open_model(model, decoder, dtype, console)

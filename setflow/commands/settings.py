@@ -2,6 +2,7 @@
 
 import importlib.util
 import secrets
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
+Prompt = Annotated[str, typer.Argument(help='The text to continue; "-" reads standard input.')]
 Model = Annotated[
     str | None, typer.Option("--model", help="Folder or hub name; the embedded tiny model by default.", metavar="PATH")
 ]
@@ -61,6 +63,14 @@ def parse_dtype(name: str | None) -> "torch.dtype | None":
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
     return getattr(torch, DTYPES[name])
+
+
+def read_prompt(prompt: str) -> str:
+    """What the argument ``prompt`` stands for; raises ValueError if that is nothing."""
+    prompt = sys.stdin.read() if prompt == "-" else prompt
+    if not prompt:
+        raise ValueError("the prompt is empty: give some text to continue")
+    return prompt
 
 
 def make_settings(max_new_tokens: int | None, temperature: float, seed: int | None) -> "Settings":
@@ -127,6 +137,11 @@ def show_text(text: str | Text, console: Console) -> None:
 def note(text: str) -> None:
     """A line about the run, on standard error, so that standard output holds the text alone."""
     print(text, file=sys.stderr)
+
+
+def typed_command() -> str:
+    """What the user typed, for files that say how they were made."""
+    return shlex.join(["setflow", *sys.argv[1:]])
 
 
 def need_extra(extra: str, modules: Sequence[str]) -> None:
