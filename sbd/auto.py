@@ -8,9 +8,13 @@ for, a policy that drafts earns tokens at the rate
 
 against 1 / t(1) for plain next-token rows. The best rate seen prices time; each forward then takes the number of
 drafts and look-ahead blocks with the largest expected gain at that price.
+
+Where drafting does not pay it is tried again after pauses that double. The pause outlives the text, so that a model
+whose drafts are worth nothing does not pay for trials at the start of every short one.
 """
 
 import time
+import weakref
 from dataclasses import dataclass
 
 from decoding.batch import Sequence
@@ -21,6 +25,9 @@ MARGIN = 1.05  # drafting must promise this much more than plain decoding
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256  # plain tokens between two trials once drafting does not pay
 MEMORY = 0.9  # weight of the past in running means
 UNTRIED = 1.0  # tokens that a mask draft is worth before any was seen, so that lookup does not keep masks from a trial
+
+# By cost curve, so by model, dtype, device and batch size: the pause that texts have come to; none while drafts pay.
+_pauses: weakref.WeakKeyDictionary[RowCosts, int] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -82,6 +89,7 @@ class AutoPlanner(Planner):
         if not self.has_masks or drafting < MARGIN * plain:
             return plain, 0.0
         known.pause = FIRST_PAUSE
+        _pauses.pop(self.costs, None)
         return drafting, max(0.0, drafting * self._seconds(1 + self.block_size) - 1)
 
     def _remember(self, sequence: Sequence, law: list[float]) -> Prospects:
@@ -89,7 +97,8 @@ class AutoPlanner(Planner):
         ranked = sorted(law, reverse=True)
         covered = [sum(ranked[:s]) for s in range(len(ranked) + 1)]
         accepted = sum(a * p for a, p in enumerate(law))
-        known = self.prospects.setdefault(sequence.index, Prospects(accepted, covered))
+        fresh = Prospects(accepted, covered, _pauses.get(self.costs, FIRST_PAUSE))
+        known = self.prospects.setdefault(sequence.index, fresh)
         if len(known.covered) == len(covered):  # a draft cut short by the token limit teaches nothing
             known.accepted = MEMORY * known.accepted + (1 - MEMORY) * accepted
             known.covered = [MEMORY * old + (1 - MEMORY) * new for old, new in zip(known.covered, covered, strict=True)]
@@ -107,10 +116,13 @@ class AutoPlanner(Planner):
     def _worth_drafting(self, sequence: Sequence) -> bool:
         """Whether to spend a block of masks where there is no draft: yes if it pays, else now and then to see."""
         known = self.prospects.get(sequence.index)
-        if known is None or self._rate(known) >= MARGIN / self.costs(1):
+        if known is None:
+            return self.costs not in _pauses or len(sequence.tokens) - sequence.prompt_length >= FIRST_PAUSE
+        if self._rate(known) >= MARGIN / self.costs(1):
             return True
         if known.plain_left == 0:
             known.plain_left, known.pause = known.pause, min(LONGEST_PAUSE, 2 * known.pause)
+            _pauses[self.costs] = known.plain_left
         known.plain_left -= 1
         return known.plain_left == 0
 

@@ -113,6 +113,28 @@ def test_auto_falls_back_to_plain_rows_and_tries_again_now_and_then():
     assert 1 <= trials <= 6
 
 
+def trials(plan: AutoPlanner, draft: Draft, tokens: int) -> list[int]:
+    """Places of the forwards that spend masks to see, in a text whose drafts are all like ``draft``."""
+    text, places = sequence(), []
+    while text.room > 100 - tokens:
+        if plan.choose(text, Draft()) == (0, (0,)):
+            places.append(len(text.tokens) - text.prompt_length)
+            plan.choose(text, draft)
+        text.tokens.append(5)
+    return places
+
+
+def test_auto_remembers_from_text_to_text_whether_drafting_pays():
+    costs = RowCosts([1, 9], [1.0, 1.5])
+    useless, sure = Draft([5] * 7, [0.02] * 7), Draft([5] * 7, [0.95] * 7)
+    first, second = (trials(AutoPlanner(8, True, costs), useless, 80) for _ in range(2))
+    assert first[0] == 0 and len(first) > 2
+    assert second == [16], "one trial, though the text is new; the next pause is that of the text before"
+    assert trials(AutoPlanner(8, True, costs), sure, 80)[:2] == [16, 17], "what pays is seen at the first trial"
+    assert trials(AutoPlanner(8, True, costs), sure, 80)[0] == 0
+    assert trials(planner(0.5), useless, 10) == [0], "another model has its own"
+
+
 def test_auto_takes_no_more_drafts_than_there_is_room():
     assert planner(0.0).choose(sequence(room=3), Draft([5] * 7, [0.9] * 7))[0] == 2
 
