@@ -1,5 +1,6 @@
 """Wall clock, every contender on every prompt in turn, as a ratio to stock ``model.generate`` in the same run."""
 
+import random
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +14,18 @@ def measure_speed(
 ) -> list[dict[str, Any]]:
     """Rows with tokens per second and its ratio to the first contender, batch 1.
 
-    Each round runs all prompts; within a prompt the contenders take turns in rotating order, so that a slow moment of the
-    machine hits all alike. Figures are medians over rounds of a round's totals. The first prompt is run once before,
-    to warm up. ``overhead_share`` is the part of the time spent outside the model's trunk and head.
+    Each round runs all prompts; within a prompt the contenders take turns in an order drawn anew, so that a slow moment of
+    the machine hits all alike and none always follows the same other. Figures are medians over rounds of a round's
+    totals. The first prompt is run once before, to warm up. ``overhead_share`` is the part of the time spent outside the
+    model's trunk and head.
     """
     for contender in contenders:
         contender.run(prompts.ids[:1], prompts.max_new_tokens)
-    totals = {contender.name: [] for contender in contenders}
-    for round_ in range(rounds):
+    totals, order = {contender.name: [] for contender in contenders}, random.Random(0)
+    for _ in range(rounds):
         sums = {contender.name: [0, 0, 0.0, 0.0] for contender in contenders}
-        for i, ids in enumerate(prompts.ids):
-            shift = (i + round_) % len(contenders)
-            for contender in [*contenders[shift:], *contenders[:shift]]:
+        for ids in prompts.ids:
+            for contender in order.sample(contenders, len(contenders)):
                 sample = contender.run([ids], prompts.max_new_tokens)
                 for place, value in enumerate((sample.tokens, sample.forwards, sample.seconds, sample.model_seconds)):
                     sums[contender.name][place] += value
