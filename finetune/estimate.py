@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Pretrain
 
 from decoding.checks import check_count
 from decoding.packed import HEAD_CHUNK
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, head_size
 
 # bf16 FLOP/s of the tensor cores without sparsity, and bytes of memory; NVIDIA's data sheets (SXM).
 GPUS = {"a100": (312e12, 80e9), "h100": (989e12, 80e9), "h200": (989e12, 141e9)}
@@ -217,7 +217,3 @@ def layer_bytes(config: PretrainedConfig, width: int) -> float:
     if config.model_type == "qwen3":
         norms += (queries + keys) * (4 + width)
     return norms + width * 4 * queries + width * 4 * config.intermediate_size
-
-
-def head_size(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -50,13 +50,15 @@ class Measure:
         if has_mask_token(model):
             accepted = acceptance_by_offset(model, batches[: self.rows], self.block_size)
             figures |= {f"acceptance_{offset}": value for offset, value in enumerate(accepted)}
-        prompts = [batch["input_ids"][:, : self.prompt_tokens] for batch in batches[: self.prompts]]
-        texts = {}
+        prompts, texts = [batch["input_ids"][:, : self.prompt_tokens] for batch in batches[: self.prompts]], {}
+        form = model.config._attn_implementation
+        model.set_attn_implementation("sdpa")  # FlexAttention compiles a kernel for every shape, and decoding has many
         for spec in ("ntp", *self.decoders) if self.decoders else ():
             speed, texts[spec] = tokens_per_forward(model, prompts, spec, self.max_new_tokens)
             figures[f"tokens_per_forward/{spec}"] = speed
             same = sum(torch.equal(ours, other) for ours, other in zip(texts[spec], texts["ntp"], strict=True))
             figures[f"same_text/{spec}"] = same / len(prompts)
+        model.set_attn_implementation(form)
         model.train(was_training)
         return {name: round(value, 4) for name, value in figures.items()}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import TrainingArguments
+from transformers import PretrainedConfig, TrainingArguments
 
 from decoding import decoder_from_spec
 from decoding.checks import check_choice, check_count, check_range
@@ -33,6 +33,8 @@ _Loader.add_implicit_resolver(
 
 RECIPES = Path(__file__).parent / "recipes"
 DTYPES = ("bfloat16", "float32")
+ATTENTION = ("sdpa", "flex_attention")
+FLEX_HEADS = 16  # the smallest head width that FlexAttention's kernels take
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Recipe:
     decoder: decoder spec that the model is saved with as its default.
     measure: what is measured on ``held_out`` at each evaluation and for the model card, the fields of
         ``finetune.measure.Measure``.
+    attention: "sdpa", or "flex_attention", which skips the tiles that no row sees; by default the latter on a GPU.
     compile: compile the trunk (torch.compile), which pays on runs of more than a few minutes.
     save_dtype: "bfloat16" or "float32", of the saved weights.
     training: keyword arguments of transformers' TrainingArguments.
@@ -75,6 +78,7 @@ class Recipe:
     streaming: bool = False
     decoder: str | None = None
     measure: Mapping[str, Any] = field(default_factory=dict)
+    attention: str | None = None
     compile: bool = False
     save_dtype: str = "bfloat16"
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +87,7 @@ class Recipe:
         check_choice("objective", self.objective, tuple(METHODS))
         check_choice("mask_init", self.mask_init, MASK_INITS)
         check_choice("save_dtype", self.save_dtype, DTYPES)
+        check_choice("attention", self.attention, (None, *ATTENTION))
         check_count("sequence_length", self.sequence_length, 2)
         if (self.model is None) == (self.new_model is None):
             raise ValueError(
@@ -128,6 +133,13 @@ class Recipe:
     def measured(self) -> Measure:
         return _typed("measure", Measure, self.measure)
 
+    def attention_on(self, device: torch.device, config: PretrainedConfig) -> str:
+        """The ``attn_implementation`` of a run of such a model; raises ValueError for one that cannot train there."""
+        if self.attention == "flex_attention" and device.type == "cpu":
+            raise ValueError("attention 'flex_attention' cannot train on a CPU: PyTorch has no backward for it there")
+        flex = device.type == "cuda" and head_size(config) >= FLEX_HEADS
+        return self.attention or ("flex_attention" if flex else "sdpa")
+
     def training_arguments(self) -> TrainingArguments:
         settings = {"report_to": "none", **self.training}
         if settings.get("bf16") and not _computes_in_bf16(settings):
@@ -135,6 +147,11 @@ class Recipe:
             print("bf16: this CPU has no bf16 instructions, so the run computes in float32", file=sys.stderr)
             settings["bf16"] = False
         return TrainingArguments(output_dir=self.output, remove_unused_columns=False, **settings)
+
+
+def head_size(config: PretrainedConfig) -> int:
+    """Numbers in a key of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -43,6 +43,7 @@ def finetune(recipe: Recipe) -> dict:
     tokenizer = _load(AutoTokenizer, *named)
     train, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
     model = _build_model(recipe, tokenizer, arguments)
+    model.set_attn_implementation(recipe.attention_on(arguments.device, model.config))
     method, tuned = METHODS[recipe.objective], recipe.tuned
     objective = tuned.gate(model, method.build(recipe.objective_options))
     method.prepare(objective, model, tokenizer)

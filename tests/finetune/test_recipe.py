@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig
 
 import finetune
 from finetune import load_recipe
@@ -40,6 +42,7 @@ def test_overrides_reach_into_mappings(recipe_file):
         (MINIMAL + "sequnce_length: 3\n", "sequnce_length.*sequence_length"),
         (MINIMAL + "training: {learning_rte: 1}\n", "learning_rte.*learning_rate"),
         (MINIMAL.replace("ntp", "magic"), "objective.*magic"),
+        (MINIMAL + "attention: flash_attention_2\n", "attention.*flex_attention.*flash_attention_2"),
         (MINIMAL.replace("model: some/model\n", ""), "model"),
         (MINIMAL + "new_model: {hidden_size: 8}\n", "not both"),
         (MINIMAL + "decoder: sbd:blok_size=4\n", "blok_size.*block_size"),
@@ -65,6 +68,26 @@ def test_a_stage_becomes_its_control_by_overrides():
     stage, control = (load_recipe(RECIPES / "embedded-sbd.yaml", changes) for changes in ([], overrides))
     assert control.objective == "ntp" and not control.objective_options and control.decoder is None
     assert stage.training == control.training and stage.data == control.data and stage.model == control.model
+
+
+@pytest.mark.parametrize(
+    ("key", "device", "width", "expected"),
+    [
+        ("", "cpu", 64, "sdpa"),
+        ("", "cuda", 64, "flex_attention"),
+        ("", "cuda", 8, "sdpa"),
+        ("attention: sdpa\n", "cuda", 64, "sdpa"),
+    ],
+)
+def test_attention_skips_hidden_tiles_where_it_can(recipe_file, key, device, width, expected):
+    config = LlamaConfig(hidden_size=4 * width, num_attention_heads=4)
+    assert load_recipe(recipe_file(MINIMAL + key)).attention_on(torch.device(device), config) == expected
+
+
+def test_flex_attention_on_a_cpu_is_refused(recipe_file):
+    recipe = load_recipe(recipe_file(MINIMAL + "attention: flex_attention\n"))
+    with pytest.raises(ValueError, match="'flex_attention' cannot train on a CPU"):
+        recipe.attention_on(torch.device("cpu"), LlamaConfig())
 
 
 @pytest.mark.parametrize("supported", [True, False])
