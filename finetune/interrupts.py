@@ -28,7 +28,7 @@ class SaveOnInterrupt(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch the signals inside; raises KeyboardInterrupt at the end if there was one."""
+        """Catch the signals inside; raises KeyboardInterrupt, which says so, at the end if one was obeyed."""
         if threading.current_thread() is not threading.main_thread():  # only the main thread may catch signals
             yield
             return
@@ -40,7 +40,7 @@ class SaveOnInterrupt(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped: a checkpoint is saved, the same command goes on from it")
 
     def _note(self, number, frame) -> None:
         self.interrupted = True

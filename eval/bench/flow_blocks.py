@@ -18,6 +18,8 @@ def block_specs(block_size: int = 8) -> dict[str, str]:
     """Decoder specs, each with the name of its curve."""
     specs = {"ntp": "next token"}
     specs |= {f"sbd:block_size={block_size},entropy_bound={bound}": "sbd, entropy bound" for bound in BOUNDS}
+    anchored = "anchor=true,commit=prefix"
+    specs |= {f"sbd:block_size={block_size},entropy_bound={bound},{anchored}": "sbd, anchored" for bound in BOUNDS}
     specs[f"sbd-lossless:block_size={block_size}"] = "sbd-lossless (self-speculation)"
     for sampler, counts in FLOW_STEPS.items():
         for steps in counts:

@@ -63,8 +63,8 @@ def recipe(
         return
     try:
         report = package.finetune(chosen)
-    except KeyboardInterrupt:
-        note("stopped: a checkpoint is saved, the same command goes on from it")
+    except KeyboardInterrupt as stop:
+        note(str(stop) or "stopped")
         raise
     losses = report["held_out_next_token_loss_nats"]
     for name, loss in losses.items():
