@@ -117,7 +117,6 @@ def test_the_card_holds_the_figures_and_the_command(tuned, tmp_path):
 
 
 def test_tensorboard_gets_the_logs(tuned, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
