@@ -6,35 +6,20 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from decoding import decoder_from_spec
 from decoding.rules import ConfidenceThreshold, EntropyBound, TopK
 from decoding.sampling import TokenLaw
-from dfm import (
-    Draws,
-    ExactX1,
-    FlowDecoder,
-    FlowState,
-    MixturePath,
-    PiecewiseLinearScheduler,
-    Posterior,
-    run_step,
-    time_grid,
-)
+from dfm import Draws, FlowDecoder, FlowState, Posterior, run_step
 from dfm.draws import LikeliestDraws
-from dfm.fit import FittedSchedule
-from dfm.named_samplers import SAMPLERS, named_scheduler, ranks_positions
+from dfm.named_samplers import SAMPLERS, ranks_positions
 from dfm.traits import FlowTraits
 from sbd import SetBlockDecoder
 from tests.conftest import MASK, VOCAB, RecordingStreamer
 from tests.dfm.networks import BlockCausal, uniform_model
+from tests.dfm.runs import first_seed, flow, generate
 
 DOUBLE = torch.float64
 MASK_SAMPLERS = [name for name, named in SAMPLERS.items() if "mask" in named.sources]
 UNIFORM_SAMPLERS = [name for name, named in SAMPLERS.items() if "uniform" in named.sources]
-
-
-def flow(sampler: str, steps: int | None = 5, **settings) -> FlowDecoder:
-    return FlowDecoder(sampler=sampler, steps=steps if SAMPLERS[sampler].on_grid else None, **settings)
 
 
 def uncached(model, decoder: FlowDecoder, text: list[int], count: int, seed: int, do_sample: bool):
@@ -55,20 +40,6 @@ def uncached(model, decoder: FlowDecoder, text: list[int], count: int, seed: int
         text += state.x[0].tolist()
         evaluations += int(state.evaluations)
     return text[:wanted], evaluations
-
-
-def generate(model, inputs, decoder, count: int, do_sample: bool, seed: int = 3):
-    torch.manual_seed(seed)
-    arguments = {"do_sample": True, "top_k": 0} if do_sample else {"do_sample": False}
-    return model.generate(
-        **inputs, max_new_tokens=count, custom_generate=decoder, return_dict_in_generate=True, **arguments
-    )
-
-
-def first_seed(seed: int = 3) -> int:
-    """The seed that ``generate`` gives to the first sequence after torch.manual_seed(seed)."""
-    torch.manual_seed(seed)
-    return int(torch.randint(2**62, ()))
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
@@ -180,59 +151,6 @@ def test_by_default_as_many_steps_as_tokens(shared_model, prompts):
     assert generate(model, prompts(5), FlowDecoder(sampler="topk", block_size=3), 9, False).forwards.tolist() == [9]
 
 
-def test_decoding_the_whole_text_is_infilling_behind_the_prompt(shared_model, prompts):
-    model, inputs = shared_model("qwen3", DOUBLE), prompts(6)
-    for name in ("exact", "remdm", "p2"):
-        decoder = flow(name, 4)
-        output = generate(model, inputs, decoder, 8, True)
-        canvas = torch.cat([inputs["input_ids"], torch.full((1, 8), 50)], dim=1)
-        filled = decoder.infill(model, canvas, torch.arange(14)[None] < 6, seed=first_seed())
-        assert torch.equal(output.sequences, filled.tokens)
-        assert output.forwards.tolist() == filled.evaluations.tolist() == [4]
-
-
-@pytest.mark.parametrize("path", ["mask", "uniform"])
-def test_infilling_keeps_what_is_fixed_and_batches_like_single_runs(shared_model, path):
-    model = shared_model("llama", DOUBLE) if path == "mask" else uniform_model(block_sizes=None)
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(3, MASK, (3, 12), generator=generator)
-    fixed = torch.rand(3, 12, generator=generator) < 0.4
-    real = torch.ones(3, 12, dtype=torch.long)
-    real[1, :4], real[2, 9:] = 0, 0
-    decoder = flow("exact", 4, path=path)
-    out = decoder.infill(model, ids, fixed, attention_mask=real, seed=7)
-    kept = fixed | ~real.bool()
-    assert torch.equal(out.tokens[kept], ids[kept])
-    assert (out.tokens[~kept] != MASK).all() and (out.tokens[~kept] != ids[~kept]).float().mean() > 0.5
-    for i, span in enumerate((slice(0, 12), slice(4, 12), slice(0, 9))):
-        alone = decoder.infill(model, ids[i : i + 1, span], fixed[i : i + 1, span], seed=7 + i)
-        assert torch.equal(alone.tokens[0], out.tokens[i, span])
-        assert alone.evaluations.item() == out.evaluations[i].item() == 4
-
-
-def test_infilling_sees_both_sides(shared_model):
-    model = shared_model("llama", DOUBLE)
-    ids = torch.arange(3, 11)[None]
-    fixed = torch.ones(1, 8, dtype=torch.bool)
-    fixed[0, 3] = False
-    laws = []
-    for last in (20, 21):
-        ids[0, 7] = last
-        laws.append([int(FlowDecoder(steps=1).infill(model, ids, fixed, seed=s).tokens[0, 3]) for s in range(60)])
-    assert laws[0] != laws[1]
-    assert (
-        FlowDecoder(steps=1).infill(model, ids, fixed, temperature=0.0, seed=1).tokens[0, 3]
-        == FlowDecoder(steps=1, sampler="topk").infill(model, ids, fixed, temperature=0.0, seed=2).tokens[0, 3]
-    )
-
-
-def test_a_long_prompt_is_not_run_causally_for_a_whole_text(shared_model, prompts, count_rows):
-    model = shared_model("llama", torch.float32, max_position_embeddings=700)
-    output = generate(model, prompts(600), flow("exact", 2), 4, False)
-    assert output.prefill_forwards == 0 and count_rows == [604, 604]
-    assert generate(model, prompts(600), flow("exact", 2, block_size=4), 4, False).prefill_forwards == 1
-
-
 @pytest.mark.parametrize("name", ["exact", "topk", "first_hitting"])
 def test_what_stays_is_streamed_and_ends_at_the_first_stop(shared_model, prompts, name):
     model, inputs = shared_model("llama"), prompts(5)
@@ -293,125 +211,3 @@ def test_the_posterior_is_the_processed_one(shared_model, prompts):
     assert set(few[0, 5:].tolist()) <= set(allowed)
     with pytest.raises(ValueError, match="cannot honour NoRepeatNGramLogitsProcessor inside a block"):
         model.generate(**prompts(5), custom_generate=decoder, no_repeat_ngram_size=2, **arguments)
-
-
-def test_a_scheduler_of_ones_own(shared_model, prompts):
-    """A fitted schedule's quotas are what is revealed in each forward."""
-    scheduler = PiecewiseLinearScheduler((0.0, 0.1, 0.5, 1.0))
-    decoder = FlowDecoder(scheduler=scheduler, sampler="topk", steps=3, block_size=10)
-    output = generate(shared_model("llama"), prompts(5), decoder, 10, False)
-    assert [output.trace[0].count(i) for i in (1, 2, 3)] == [1, 4, 5]
-
-
-def test_a_fitted_schedule_from_a_file(shared_model, prompts, tmp_path):
-    """As many steps as it has rounds, and its quotas are scaled to the block."""
-    file = tmp_path / "schedule.json"
-    FittedSchedule((0, 1, 4, 10)).save(file)
-    decoder = decoder_from_spec(f"dfm:scheduler={file},sampler=topk,block_size=20")
-    assert decoder == FlowDecoder(scheduler=FittedSchedule((0, 1, 4, 10)), sampler="topk", block_size=20)
-    output = generate(shared_model("llama"), prompts(5), decoder, 20, False)
-    assert [output.trace[0].count(i) for i in (1, 2, 3)] == [2, 6, 12]
-    with pytest.raises(ValueError, match="nowhere.json' does not exist"):
-        decoder_from_spec("dfm:scheduler=nowhere.json")
-
-
-def test_a_sampler_of_ones_own(shared_model, prompts):
-    def late(path: MixturePath, grid):
-        return ExactX1(path, (0.0, 0.9, 1.0))
-
-    output = generate(shared_model("llama"), prompts(5), FlowDecoder(sampler=late, block_size=8), 8, True)
-    assert output.forwards.item() == 2
-
-
-@pytest.mark.parametrize(
-    ("spec", "decoder"),
-    [
-        ("dfm", FlowDecoder()),
-        ("dfm:block_size=16,steps=8,sampler=euler", FlowDecoder(sampler="euler", steps=8, block_size=16)),
-        (
-            "dfm:block_size=8,sampler=rule,entropy_bound=0.1",
-            FlowDecoder(block_size=8, sampler="rule", rule=EntropyBound(0.1)),
-        ),
-        ("dfm:path=uniform,scheduler=kinetic", FlowDecoder(path="uniform", scheduler="kinetic")),
-    ],
-)
-def test_specs(spec, decoder):
-    assert decoder_from_spec(spec) == decoder and hash(decoder) == hash(decoder_from_spec(spec))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"path": "metric"}, "path must be one of 'mask', 'uniform', got 'metric'"),
-        ({"scheduler": "lineal"}, "scheduler must be one of 'linear',.*got 'lineal'"),
-        ({"sampler": "eular"}, r"sampler \(for path 'mask'\) must be one of 'exact', 'euler',.*got 'eular'"),
-        ({"sampler": "gibbs"}, r"sampler \(for path 'mask'\).*got 'gibbs'"),
-        ({"sampler": 3}, "sampler must be a name or a function"),
-        ({"sampler": "rule"}, "rule must be a rule such as EntropyBound.*got None"),
-        ({"rule": TopK(1)}, "rule must be .* None for others"),
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
-        ({"block_size": 0}, "block_size must be a whole number"),
-        ({"sampler": "first_hitting", "steps": 4}, "steps must be None for sampler 'first_hitting'"),
-        ({"sampler": "rule", "rule": TopK(1), "steps": 4}, "steps must be None for sampler 'rule'"),
-    ],
-)
-def test_impossible_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        FlowDecoder(**settings)
-
-
-def test_what_a_model_was_not_trained_for(shared_model, fresh_model, prompts):
-    model, inputs = shared_model("llama"), prompts(5)
-    with pytest.raises(ValueError, match="path must be 'mask' for this model.*got 'uniform'"):
-        model.generate(**inputs, custom_generate=FlowDecoder(path="uniform"), max_new_tokens=4)
-    with pytest.raises(ValueError, match="path must be 'uniform' for this model"):
-        uniform_model().generate(**inputs, custom_generate=FlowDecoder(), max_new_tokens=4)
-    with pytest.warns(UserWarning, match="block_size=4: this model was trained on whole texts"):
-        decoder = FlowDecoder(path="uniform", steps=1, block_size=4)
-        uniform_model(block_sizes=None).generate(**inputs, custom_generate=decoder, max_new_tokens=4)
-    trained = fresh_model("llama")
-    trained.generation_config.trained_block_sizes = [4, 5]
-    with pytest.warns(UserWarning, match="block_size=None: this model was trained with blocks"):
-        trained.generate(**inputs, custom_generate=FlowDecoder(steps=1), max_new_tokens=4)
-    with pytest.warns(UserWarning, match="block_size=8: this model was trained with block sizes 4 to 5"):
-        trained.generate(**inputs, custom_generate=FlowDecoder(steps=1, block_size=8), max_new_tokens=4)
-
-
-def test_infilling_refuses_what_makes_no_sense(shared_model, fresh_model):
-    model, ids = shared_model("llama"), torch.arange(3, 9)[None]
-    fixed = torch.zeros(1, 6, dtype=torch.bool)
-    for settings, arguments, message in (
-        ({"block_size": 4}, (ids, fixed), "block_size must be None to infill"),
-        ({}, (ids[0], fixed[0]), r"input_ids must be \[B, L\], got shape \(6,\)"),
-        ({}, (ids, fixed.long()), "fixed must be bool"),
-        ({}, (ids, fixed[:, :3]), r"fixed must be bool of shape \(1, 6\)"),
-        ({}, (ids + VOCAB, ~fixed), "input_ids must be from 0 to 96 where they are fixed"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            FlowDecoder(steps=1, **settings).infill(model, *arguments)
-    with pytest.raises(ValueError, match="attention_mask must be 1 on one run of tokens"):
-        FlowDecoder(steps=1).infill(model, ids, fixed, attention_mask=torch.tensor([[1, 0, 1, 1, 1, 1]]))
-    shifted = fresh_model("llama")
-    shifted.config.flow = FlowTraits(shift=True).as_dict()
-    with pytest.raises(ValueError, match="first position must be fixed"):
-        FlowDecoder(steps=1).infill(shifted, ids, fixed)
-
-
-def test_likeliest_draws_take_the_likeliest_and_still_pick_places():
-    draws = LikeliestDraws([torch.Generator().manual_seed(0)])
-    law = torch.tensor([[[0.4, 0.6], [0.9, 0.1]]])
-    assert draws.categorical(law, torch.tensor([[True, True]])).tolist() == [[1, 0]]
-    picks = {draws.pick(torch.ones(1, 4, dtype=torch.bool)).float().argmax().item() for _ in range(40)}
-    assert picks == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("name", ["linear", "quadratic", "cubic", "cosine", "kinetic"])
-def test_named_schedulers_rise_from_zero_to_one(name):
-    for traits in (FlowTraits(), FlowTraits("uniform", excluded=(0,))):
-        kappa = named_scheduler(name, traits.make_source(6, 5)).kappa(torch.linspace(0, 1, 9, dtype=DOUBLE))
-        assert (kappa.diff() > 0).all() and abs(kappa[0]) < 1e-12 and abs(kappa[-1] - 1) < 1e-12
-
-
-def test_time_grid_of_the_decoder_is_even(shared_model):
-    _, sampler = FlowDecoder(steps=4, block_size=8)._make(FlowTraits().make_source(VOCAB, MASK), 8)
-    assert sampler.grid == time_grid(4)
