@@ -54,11 +54,11 @@ def write_card(recipe, report: dict, folder: Path) -> None:
     losses = ["| held-out text | next-token loss before | after, nats per token |", "|---|---|---|"]
     earlier = report.get("held_out_before", {})
     for name, loss in report["held_out_next_token_loss_nats"].items():
-        losses.append(f"| {name} | {_shown(earlier.get(name))} | {loss:.4f} |")
+        losses.append(f"| {name} | {_shown(earlier.get(name), 4)} | {loss:.4f} |")
     table = ["| decoder | tokens per forward before | after | same text as next-token decoding |", "|---|---|---|---|"]
     for spec in ("ntp", *measure.decoders) if measure.decoders else ():
         key = f"tokens_per_forward/{spec}"
-        table.append(f"| `{spec}` | {_shown(before.get(key))} | {after[key]:.2f} | {after[f'same_text/{spec}']:.0%} |")
+        table.append(f"| `{spec}` | {_shown(before.get(key), 2)} | {after[key]:.2f} | {after[f'same_text/{spec}']:.0%} |")
     accepted = [f"{value:.2f}" for name, value in after.items() if name.startswith("acceptance_")]
     (folder / "README.md").write_text(
         CARD.format(
@@ -86,5 +86,5 @@ def write_card(recipe, report: dict, folder: Path) -> None:
     )
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -81,7 +81,7 @@ def finetune(recipe: Recipe) -> dict:
         "minutes_of_last_run": round(minutes, 1),
         "machine": _machine(arguments),
         "dtype": "bfloat16" if arguments.bf16 else "float32",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         **before,
         "held_out_next_token_loss_nats": _held_out_losses(trainer, held_out),
         "measured": trainer.measured() if recipe.measure else {},
@@ -152,6 +152,13 @@ def _save(recipe: Recipe, model, weights: dict[str, torch.Tensor], folder: Path)
         merge_adapter(folder, folder / "merged", dtype)
     elif recipe.tuned.kind == "lora":
         model.generation_config.save_pretrained(folder)
+
+
+def _command() -> str:
+    """What the user typed."""
+    program = Path(sys.argv[0])
+    started = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*started, *sys.argv[1:]])
 
 
 def _machine(arguments) -> str:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune import finetune
+from finetune.run import _command
 from sbd import SetBlockDecoder
 
 
@@ -42,3 +43,12 @@ def test_a_folder_without_a_model_is_named(recipe, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no config.json"):
         finetune(recipe(new_model=None, tokenizer=None, model=str(tmp_path / "empty")))
+
+
+@pytest.mark.parametrize(
+    ("program", "typed"),
+    [("/any/finetune/__main__.py", "python -m finetune a.yaml"), ("/any/bin/setflow", "setflow a.yaml")],
+)
+def test_the_card_shows_what_was_typed(monkeypatch, program, typed):
+    monkeypatch.setattr("sys.argv", [program, "a.yaml"])
+    assert _command() == typed
