@@ -58,7 +58,9 @@ def write_card(recipe, report: dict, folder: Path) -> None:
     table = ["| decoder | tokens per forward before | after | same text as next-token decoding |", "|---|---|---|---|"]
     for spec in ("ntp", *measure.decoders) if measure.decoders else ():
         key = f"tokens_per_forward/{spec}"
-        table.append(f"| `{spec}` | {_shown(before.get(key), 2)} | {after[key]:.2f} | {after[f'same_text/{spec}']:.0%} |")
+        table.append(
+            f"| `{spec}` | {_shown(before.get(key), 2)} | {after[key]:.2f} | {after[f'same_text/{spec}']:.0%} |"
+        )
     accepted = [f"{value:.2f}" for name, value in after.items() if name.startswith("acceptance_")]
     (folder / "README.md").write_text(
         CARD.format(
