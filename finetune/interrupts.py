@@ -1,16 +1,13 @@
 """What ends a run early: Ctrl-C and SIGTERM save a checkpoint, a full disk is told in one sentence."""
 
 import errno
-import json
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FULL_DISK = ("No space left on device", "file write failed", "failed writing file", "unexpected pos")
@@ -67,18 +64,3 @@ def full_disk_named(folder: str) -> Iterator[None]:
                 f"goes on from its last whole checkpoint"
             ) from error
         raise
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in ``folder`` that was written to its end, if any.
-
-    The trainer's state is written last, so one without it was cut off by a full disk or a kill.
-    """
-    found = []
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        found.append((int(path.name.rpartition("-")[2]), str(path)))
-    return max(found)[1] if found else None

@@ -16,11 +16,12 @@ from decoding import NextTokenObjective
 from decoding.adapter import gated_adapter
 from finetune.card import write_card
 from finetune.data import load_documents, stream_documents
-from finetune.interrupts import SaveOnInterrupt, full_disk_named, last_checkpoint
+from finetune.interrupts import SaveOnInterrupt, full_disk_named
 from finetune.mask_token import initialise_mask_token
 from finetune.objectives import METHODS
 from finetune.packing import PackedDataset, StreamedRows
 from finetune.recipe import Recipe, check_source
+from finetune.resume import check_same_run, keep_recipe, last_checkpoint
 from finetune.trainer import ObjectiveTrainer
 from finetune.tuning import merge_adapter
 
@@ -37,6 +38,8 @@ def finetune(recipe: Recipe) -> dict:
     for key, source in (("tokenizer", recipe.tokenizer), ("model", recipe.model)):
         if source is not None:
             check_source(key, source, recipe.output)
+    if last_checkpoint(recipe.output) is not None:
+        check_same_run(recipe, Path(recipe.output))
     arguments = recipe.training_arguments()
     transformers.set_seed(arguments.seed)
     named = ("tokenizer", recipe.tokenizer) if recipe.tokenizer else ("model", recipe.model)
@@ -67,6 +70,8 @@ def finetune(recipe: Recipe) -> dict:
     folder = Path(recipe.output)
     with full_disk_named(recipe.output), interrupt.listening():
         checkpoint = last_checkpoint(folder)
+        if checkpoint is None and trainer.is_world_process_zero():
+            keep_recipe(recipe, folder)
         before = _before(trainer, held_out, folder, checkpoint) if recipe.measure else {}
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune import finetune
-from finetune.interrupts import full_disk_named, last_checkpoint
+from finetune.interrupts import full_disk_named
+from finetune.resume import last_checkpoint
 from finetune.trainer import ObjectiveTrainer
 
 # Whole masks of one size are not drawn at random, so that runs cut up differently see the same.
@@ -128,6 +129,14 @@ def test_interrupt_saves_and_the_same_run_goes_on(recipe, monkeypatch, tmp_path)
     assert last_checkpoint(tmp_path / "stopped").endswith("checkpoint-3")
     monkeypatch.setattr(ObjectiveTrainer, "training_step", original)
     assert losses(finetune(recipe(output="stopped"))) == pytest.approx(whole, rel=1e-5)
+
+
+def test_checkpoints_of_another_recipe_are_not_gone_on_from(recipe):
+    finetune(recipe())
+    with pytest.raises(ValueError, match="another run: objective was 'sbd' and is 'ntp'.*remove the folder"):
+        finetune(recipe(objective="ntp"))
+    report = finetune(recipe(training={"max_steps": 5, "per_device_train_batch_size": 1}))
+    assert report["steps"] == 5, "more steps and other batches are the same run"
 
 
 def test_a_loss_that_is_no_number_ends_the_run(recipe):
