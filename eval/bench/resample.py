@@ -43,8 +43,9 @@ def measure_likelihood(model, documents: Sequence[Sequence[int]], control=None) 
     """Cross-entropies in nats per token of held-out documents (token ids), next-token and previous-token.
 
     Token i is predicted from those before it, and from those before it and token i + 1; the last token of a document
-    and its first are left out of both. ``raised`` is the share of tokens that the second makes likelier. Intervals are
-    95 % bootstrap intervals over documents. ``control``: a model whose next-token loss on the same tokens is reported.
+    and its first are left out of both. ``raised`` is the share of tokens that the second makes likelier, ``gained`` by how
+    much its loss is lower. Intervals are 95 % bootstrap intervals over documents. ``control``: a model whose next-token
+    loss on the same tokens is reported.
     """
     columns: dict[str, list[Tensor]] = {"ntp": [], "ptp": []} | ({"control": []} if control is not None else {})
     for tokens in documents:
@@ -53,12 +54,13 @@ def measure_likelihood(model, documents: Sequence[Sequence[int]], control=None) 
         columns["ptp"].append(ptp)
         if control is not None:
             columns["control"].append(next_token_losses(control, tokens)[:-1])
-    columns["raised"] = [(p < n).float() for n, p in zip(columns["ntp"], columns["ptp"], strict=True)]
+    pairs = list(zip(columns["ntp"], columns["ptp"], strict=True))
+    shares = {"raised": [(p < n).float() for n, p in pairs], "gained": [n - p for n, p in pairs]}
     lengths = np.array([len(column) for column in columns["ntp"]])
     result: dict[str, Any] = {"documents": len(documents), "tokens": int(lengths.sum())}
-    for name, parts in columns.items():
+    for name, parts in (columns | shares).items():
         mean, low, high = _over_documents(np.array([part.sum().item() for part in parts]), lengths)
-        result[name if name == "raised" else f"{name}_loss"] = round(mean, 4)
+        result[name if name in shares else f"{name}_loss"] = round(mean, 4)
         result[f"{name}_interval"] = [round(low, 4), round(high, 4)]
     return result
 

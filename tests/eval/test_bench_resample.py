@@ -45,6 +45,7 @@ def test_likelihoods_are_means_over_tokens(model):
     assert result["tokens"] == 8 and result["documents"] == 2
     assert result["ntp_loss"] == pytest.approx(ntp.mean().item(), abs=1e-3)
     assert result["ptp_loss"] == pytest.approx(ptp.mean().item(), abs=1e-3)
+    assert result["gained"] == pytest.approx((ntp - ptp).mean().item(), abs=1e-3)
     assert result["raised"] == pytest.approx((ptp < ntp).float().mean().item(), abs=1e-3)
     expected = torch.cat([next_token_losses(control, tokens)[:-1] for tokens in documents]).mean().item()
     assert result["control_loss"] == pytest.approx(expected, abs=1e-3)
