@@ -15,7 +15,13 @@ Row = dict[str, Any]
 
 
 def plot_curves(
-    rows: Sequence[Row], name_of: Callable[[Row], str], x: str, ys: dict[str, str], path: Path, log_x: bool = False
+    rows: Sequence[Row],
+    name_of: Callable[[Row], str],
+    x: str,
+    ys: dict[str, str],
+    path: Path,
+    log_x: bool = False,
+    log_y: Sequence[str] = (),
 ) -> None:
     """A panel for each field of ``ys`` (to its title) against the field ``x``, a line for each name."""
     names = list(dict.fromkeys(map(name_of, rows)))
@@ -34,6 +40,8 @@ def plot_curves(
                     style["linestyle"] = "-" if i < 10 else "--"
                     ax.plot(*zip(*sorted(points), strict=True), label=name, **style)
             ax.set(xlabel=x.replace("_", " "), title=title)
+            if field in log_y:
+                ax.set_yscale("log")
             if log_x:
                 ax.set_xscale("log", base=2)
                 ax.xaxis.set_major_formatter("{x:g}")

@@ -25,8 +25,12 @@ ALL_STEPS = (8, 16, 32, 64, 128, 256)
 CURVES: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
     ("mask", "exact", "linear", ALL_STEPS),
     ("mask", "exact", FITTED, (8, 16, 32, 64)),
+    ("mask", "euler", "linear", (8, 32, 128)),
     ("mask", "euler_x1", "linear", (8, 16, 32, 64)),
+    ("mask", "tau_leap", "linear", (8, 32, 128)),
+    ("mask", "psi", "linear", (8, 32, 128)),
     ("mask", "corrector", "linear", (8, 32, 128)),
+    ("mask", "adaptive", "linear", (8, 32, 128)),
     ("mask", "remdm", "linear", (8, 32, 128)),
     ("mask", "theta_trapezoidal", "linear", (4, 16, 32)),
     ("mask", "topk", "linear", (8, 16, 32, 64)),
@@ -36,6 +40,7 @@ CURVES: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
     ("uniform", "exact", "linear", ALL_STEPS),
     ("uniform", "d3pm", "linear", (8, 16, 32, 64)),
     ("uniform", "corrector", "linear", (8, 32, 128)),
+    ("uniform", "uniformisation", "linear", (0,)),
     ("uniform", "gibbs", "linear", (4, 16, 64)),
 )
 

@@ -130,7 +130,7 @@ def samplers(
     write_rows(file, judging, measured, **settings, schedules=schedules)
     points = [row for row in measured if "sampler" in row]
     panels = {"exact_match": "exact match", "generative_perplexity": "generative perplexity (judge)"}
-    plot_curves(points, sweep.curve_of, "forwards", panels, out / f"{name}.png", log_x=True)
+    plot_curves(points, sweep.curve_of, "forwards", panels, out / f"{name}.png", True, ["generative_perplexity"])
     columns = ["source", "sampler", "schedule", "steps", "forwards", "exact_match", "generative_perplexity"]
     table = markdown_table(measured, [*columns, "corpus_generative_perplexity", "unigram_entropy_bits"])
     fits = markdown_table(schedules, ["rounds", "excess_nats_even", "excess_nats_fitted"])
