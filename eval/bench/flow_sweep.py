@@ -195,7 +195,7 @@ def curve_of(row: dict[str, Any]) -> str:
 
 def pending(curves, done: Sequence[dict[str, Any]], sources: Sequence[str]) -> list[tuple[str, str, str, int]]:
     """The points of ``curves`` for these sources that are not among the rows ``done``."""
-    known = {(row["source"], row["sampler"], row["schedule"], row["steps"]) for row in done}
+    known = {(row["source"], row["sampler"], row["schedule"], row["steps"]) for row in done if "sampler" in row}
     points = [(*curve[:3], steps) for curve in curves for steps in curve[3] if curve[0] in sources]
     return [point for point in points if point not in known]
 
