@@ -38,8 +38,10 @@ def finetune(recipe: Recipe) -> dict:
     for key, source in (("tokenizer", recipe.tokenizer), ("model", recipe.model)):
         if source is not None:
             check_source(key, source, recipe.output)
-    if last_checkpoint(recipe.output) is not None:
-        check_same_run(recipe, Path(recipe.output))
+    folder = Path(recipe.output)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        check_same_run(recipe, folder)
     arguments = recipe.training_arguments()
     transformers.set_seed(arguments.seed)
     named = ("tokenizer", recipe.tokenizer) if recipe.tokenizer else ("model", recipe.model)
@@ -67,9 +69,7 @@ def finetune(recipe: Recipe) -> dict:
     )
     interrupt = SaveOnInterrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
-    folder = Path(recipe.output)
     with full_disk_named(recipe.output), interrupt.listening():
-        checkpoint = last_checkpoint(folder)
         if checkpoint is None and trainer.is_world_process_zero():
             keep_recipe(recipe, folder)
         before = _before(trainer, held_out, folder, checkpoint) if recipe.measure else {}
