@@ -16,8 +16,8 @@ DECODERS = pytest.mark.parametrize("decoder", [NTP, SBD], ids=["ntp", "sbd"])
 
 
 @pytest.fixture
-def refused(monkeypatch, unchanged):
-    """``refused(model, message, **arguments)``: generate raises ValueError, runs no forward, changes nothing."""
+def assert_refused(monkeypatch, unchanged):
+    """``assert_refused(model, message, **arguments)``: generate raises ValueError, runs no forward, changes nothing."""
 
     def check(model, message: str, **arguments):
         forwards = []
@@ -50,64 +50,64 @@ REQUESTS = {
 
 @DECODERS
 @pytest.mark.parametrize("name", REQUESTS)
-def test_settings_that_no_decoder_honours(shared_model, prompts, refused, decoder, name):
+def test_settings_that_no_decoder_honours(shared_model, prompts, assert_refused, decoder, name):
     arguments, message = REQUESTS[name]
-    refused(shared_model("llama"), message, **prompts(5), max_new_tokens=4, custom_generate=decoder, **arguments)
+    assert_refused(shared_model("llama"), message, **prompts(5), max_new_tokens=4, custom_generate=decoder, **arguments)
 
 
 @DECODERS
-def test_an_assistant_model(shared_model, prompts, refused, decoder):
+def test_an_assistant_model(shared_model, prompts, assert_refused, decoder):
     model, assistant = shared_model("llama"), shared_model("llama-tied")
     arguments = {"assistant_model": assistant, "max_new_tokens": 4}
-    refused(model, "assistant_model", **prompts(5), custom_generate=decoder, **arguments)
+    assert_refused(model, "assistant_model", **prompts(5), custom_generate=decoder, **arguments)
 
 
 @DECODERS
 @pytest.mark.parametrize("batch", [1, 2])
-def test_an_empty_prompt(shared_model, prompts, refused, decoder, batch):
+def test_an_empty_prompt(shared_model, prompts, assert_refused, decoder, batch):
     model = shared_model("llama")
     inputs = prompts(*[5] * batch)
     inputs["attention_mask"][-1] = 0
     message = f"prompt {batch - 1} is empty"
-    refused(model, message, **inputs, max_new_tokens=4, custom_generate=decoder)
+    assert_refused(model, message, **inputs, max_new_tokens=4, custom_generate=decoder)
 
 
 @DECODERS
-def test_no_token_at_all(shared_model, refused, decoder):
+def test_no_token_at_all(shared_model, assert_refused, decoder):
     nothing = torch.zeros(1, 0, dtype=torch.long)
-    refused(shared_model("llama"), "empty", input_ids=nothing, max_new_tokens=4, custom_generate=decoder)
+    assert_refused(shared_model("llama"), "empty", input_ids=nothing, max_new_tokens=4, custom_generate=decoder)
 
 
 @DECODERS
 @pytest.mark.parametrize("length", [256, 300])
-def test_a_prompt_that_fills_the_context(shared_model, prompts, refused, decoder, length):
+def test_a_prompt_that_fills_the_context(shared_model, prompts, assert_refused, decoder, length):
     message = rf"prompt 1 has {length} tokens.*\(max_position_embeddings\) is 256"
-    refused(shared_model("llama"), message, **prompts(5, length), max_new_tokens=4, custom_generate=decoder)
+    assert_refused(shared_model("llama"), message, **prompts(5, length), max_new_tokens=4, custom_generate=decoder)
 
 
 @DECODERS
-def test_embeddings_instead_of_tokens(shared_model, refused, decoder):
+def test_embeddings_instead_of_tokens(shared_model, assert_refused, decoder):
     model = shared_model("llama")
     embeddings = model.get_input_embeddings()(torch.arange(5)[None])
-    refused(model, "inputs_embeds", inputs_embeds=embeddings, max_new_tokens=4, custom_generate=decoder)
+    assert_refused(model, "inputs_embeds", inputs_embeds=embeddings, max_new_tokens=4, custom_generate=decoder)
 
 
 @DECODERS
-def test_a_foreign_cache_with_content(shared_model, prompts, refused, decoder):
+def test_a_foreign_cache_with_content(shared_model, prompts, assert_refused, decoder):
     model, inputs = shared_model("llama"), prompts(8)
     cache = DynamicCache(config=model.config)
     model(inputs["input_ids"][:, :5], past_key_values=cache, use_cache=True)
     arguments = {"past_key_values": cache, "max_new_tokens": 4, "custom_generate": decoder}
-    refused(model, "past_key_values holds tokens but is no SlotCache", **inputs, **arguments)
+    assert_refused(model, "past_key_values holds tokens but is no SlotCache", **inputs, **arguments)
     assert cache.get_seq_length() == 5
 
 
 @DECODERS
-def test_a_slot_cache_for_a_batch(shared_model, prompts, refused, decoder):
+def test_a_slot_cache_for_a_batch(shared_model, prompts, assert_refused, decoder):
     model = shared_model("llama")
     for size, batch in ((1, 2), (2, 1)):
         arguments = {"past_key_values": SlotCache(2, size), "max_new_tokens": 4, "custom_generate": decoder}
-        refused(model, "past_key_values: a SlotCache", **prompts(*[5] * batch), **arguments)
+        assert_refused(model, "past_key_values: a SlotCache", **prompts(*[5] * batch), **arguments)
 
 
 @DECODERS
@@ -118,9 +118,9 @@ def test_a_streamer_for_a_batch(shared_model, prompts, decoder, recording_stream
     assert recording_streamer.texts("end") == []
 
 
-def test_logprobs_of_a_decoder_that_has_none(shared_model, prompts, refused):
+def test_logprobs_of_a_decoder_that_has_none(shared_model, prompts, assert_refused):
     arguments = {"output_logprobs": True, "max_new_tokens": 4, "custom_generate": SBD}
-    refused(shared_model("llama"), "SetBlockDecoder.*output_logprobs=True", **prompts(5), **arguments)
+    assert_refused(shared_model("llama"), "SetBlockDecoder.*output_logprobs=True", **prompts(5), **arguments)
 
 
 BLIND = {
@@ -135,26 +135,28 @@ BLIND = {
 
 
 @pytest.mark.parametrize("name", BLIND)
-def test_processors_that_need_a_left_context_without_holes(shared_model, prompts, refused, name):
+def test_processors_that_need_a_left_context_without_holes(shared_model, prompts, assert_refused, name):
     arguments, message = BLIND[name]
     message = f"SetBlockDecoder cannot honour {message}.*SelfSpeculativeDecoder and NextTokenDecoder can"
-    refused(shared_model("llama"), message, **prompts(5), max_new_tokens=4, custom_generate=SBD, **arguments)
+    assert_refused(shared_model("llama"), message, **prompts(5), max_new_tokens=4, custom_generate=SBD, **arguments)
 
 
 @pytest.mark.parametrize("value", [97, -1, "<mask>"])
-def test_a_mask_token_outside_the_vocabulary(fresh_model, prompts, refused, value):
+def test_a_mask_token_outside_the_vocabulary(fresh_model, prompts, assert_refused, value):
     model = fresh_model("llama")
     message = f"mask_token_id must be a whole number from 0 to 96, got {value!r}"
     decoder = SetBlockDecoder(mask_token_id=value)
-    refused(model, message, **prompts(5), max_new_tokens=4, custom_generate=decoder)
+    assert_refused(model, message, **prompts(5), max_new_tokens=4, custom_generate=decoder)
     model.generation_config.mask_token_id = value
-    refused(model, message, **prompts(5), max_new_tokens=4, custom_generate=SBD)
+    assert_refused(model, message, **prompts(5), max_new_tokens=4, custom_generate=SBD)
 
 
-def test_no_mask_token(fresh_model, prompts, refused):
+def test_no_mask_token(fresh_model, prompts, assert_refused):
     model = fresh_model("llama")
     del model.generation_config.mask_token_id
-    refused(model, "mask_token_id: this model has no mask token", **prompts(5), max_new_tokens=4, custom_generate=SBD)
+    assert_refused(
+        model, "mask_token_id: this model has no mask token", **prompts(5), max_new_tokens=4, custom_generate=SBD
+    )
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "4", True])
