@@ -140,14 +140,16 @@ def many_runs(number: int) -> None:
 
 
 @needs_proc
-def test_50_runs_leave_nothing_behind():
+def test_50_runs_leave_nothing_behind(nothing_remains):
     many_runs(50)
+    assert nothing_remains() == []
 
 
 @needs_proc
 @pytest.mark.slow
-def test_1000_runs_leave_nothing_behind():
+def test_1000_runs_leave_nothing_behind(nothing_remains):
     many_runs(1000)
+    assert nothing_remains() == []
 
 
 class TestWithoutNamespaces:
@@ -176,6 +178,7 @@ class TestWithoutNamespaces:
         assert run_untrusted(program, Limits(seconds=0.5), isolation=self.isolation).status == status
 
     @needs_proc
-    def test_no_process_remains(self):
+    def test_no_process_remains(self, nothing_remains):
         run_untrusted(SLEEPING_CHILD, isolation=self.isolation)
         run_untrusted(KILL_PARENT, Limits(seconds=1), isolation=self.isolation)
+        assert nothing_remains() == []
