@@ -3,9 +3,10 @@
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from decoding import tiles
 from decoding.visibility import Visibility
 
-MASK_FORMS = ("sdpa", "eager", "flex_attention")
+MASK_FORMS = ("sdpa", tiles.NAME, "eager", "flex_attention")
 
 
 def run_trunk(
@@ -47,7 +48,7 @@ def attention_masks(model: PreTrainedModel, visibility: Visibility, num_slots: i
 
 def _mask(model: PreTrainedModel, visibility: Visibility, num_slots: int):
     form = model.config._attn_implementation
-    if form == "sdpa":
+    if form in ("sdpa", tiles.NAME):
         return visibility.as_bool(num_slots)
     if form == "eager":
         return visibility.as_float(num_slots, model.dtype)

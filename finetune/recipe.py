@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import PretrainedConfig, TrainingArguments
 
-from decoding import decoder_from_spec
+from decoding import decoder_from_spec, tiles
 from decoding.checks import check_choice, check_count, check_range
 from finetune.data import Source
 from finetune.mask_token import MASK_INITS
@@ -33,7 +33,7 @@ _Loader.add_implicit_resolver(
 
 RECIPES = Path(__file__).parent / "recipes"
 DTYPES = ("bfloat16", "float32")
-ATTENTION = ("sdpa", "flex_attention")
+ATTENTION = ("sdpa", tiles.NAME, "flex_attention")
 FLEX_HEADS = 16  # the smallest head width that FlexAttention's kernels take
 
 
@@ -58,7 +58,8 @@ class Recipe:
     decoder: decoder spec that the model is saved with as its default.
     measure: what is measured on ``held_out`` at each evaluation and for the model card, the fields of
         ``finetune.measure.Measure``.
-    attention: "sdpa", or "flex_attention", which skips the tiles that no row sees; by default the latter on a GPU.
+    attention: "sdpa", or what skips the keys that no row of a tile sees: "flex_attention", the default on a GPU, or
+        "sdpa_tiles", the default on a CPU.
     compile: compile the trunk (torch.compile), which pays on runs of more than a few minutes.
     save_dtype: "bfloat16" or "float32", of the saved weights.
     training: keyword arguments of transformers' TrainingArguments.
@@ -137,8 +138,10 @@ class Recipe:
         """The ``attn_implementation`` of a run of such a model; raises ValueError for one that cannot train there."""
         if self.attention == "flex_attention" and device.type == "cpu":
             raise ValueError("attention 'flex_attention' cannot train on a CPU: PyTorch has no backward for it there")
-        flex = device.type == "cuda" and head_size(config) >= FLEX_HEADS
-        return self.attention or ("flex_attention" if flex else "sdpa")
+        # How many keys a tile sees is not known to a compiler.
+        return self.attention or (
+            "sdpa" if self.compile and device.type == "cpu" else fastest_attention(device, config)
+        )
 
     def training_arguments(self) -> TrainingArguments:
         settings = {"report_to": "none", **self.training}
@@ -147,6 +150,13 @@ class Recipe:
             print("bf16: this CPU has no bf16 instructions, so the run computes in float32", file=sys.stderr)
             settings["bf16"] = False
         return TrainingArguments(output_dir=self.output, remove_unused_columns=False, **settings)
+
+
+def fastest_attention(device: torch.device, config: PretrainedConfig) -> str:
+    """The ``attn_implementation`` that trains such a model fastest under the masks of set blocks."""
+    if device.type == "cpu":
+        return tiles.NAME
+    return "flex_attention" if device.type == "cuda" and head_size(config) >= FLEX_HEADS else "sdpa"
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -151,7 +151,7 @@ def run_copies(
 
 
 def _gains_by_two_forwards(model) -> bool:
-    """FlexAttention skips hidden keys anyway; checkpointing has no caches; a compiled trunk is compiled for one shape."""
+    """Other attention skips hidden keys anyway; checkpointing has no caches; a compiled trunk is compiled for one shape."""
     checkpointed = model.training and model.is_gradient_checkpointing
     compiled = model.get_decoder()._compiled_call_impl is not None
-    return model.config._attn_implementation != "flex_attention" and not checkpointed and not compiled
+    return model.config._attn_implementation in ("sdpa", "eager") and not checkpointed and not compiled

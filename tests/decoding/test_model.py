@@ -85,7 +85,9 @@ def test_attention_that_cannot_be_masked_is_refused(fresh_model, prompts, unchan
     original = model.config._attn_implementation
     with unchanged(model):
         model.config._attn_implementation = form
-        with pytest.raises(ValueError, match=f"attn_implementation='{form.replace('|', '.')}'.*'sdpa', 'eager'"):
+        with pytest.raises(
+            ValueError, match=f"attn_implementation='{form.replace('|', '.')}'.*'sdpa', 'sdpa_tiles', 'eager'"
+        ):
             NextTokenDecoder()(
                 model,
                 prompts(5)["input_ids"],

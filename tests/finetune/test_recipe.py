@@ -73,7 +73,8 @@ def test_a_stage_becomes_its_control_by_overrides():
 @pytest.mark.parametrize(
     ("key", "device", "width", "expected"),
     [
-        ("", "cpu", 64, "sdpa"),
+        ("", "cpu", 64, "sdpa_tiles"),
+        ("compile: true\n", "cpu", 64, "sdpa"),
         ("", "cuda", 64, "flex_attention"),
         ("", "cuda", 8, "sdpa"),
         ("attention: sdpa\n", "cuda", 64, "sdpa"),
