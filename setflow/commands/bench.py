@@ -164,6 +164,10 @@ def resample(
     prompts: Prompts = None,
     count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 100,
     documents: Annotated[int, typer.Option(min=1, help="Held-out documents of each file.")] = 100,
+    exact: Annotated[
+        int,
+        typer.Option(min=0, help="Held-out tokens whose exact law is computed too, a row for each vocabulary entry."),
+    ] = 0,
     temperature: Annotated[
         list[float] | None, typer.Option(min=0.0, help="May be repeated; 0, 0.5 and 1 by default.")
     ] = None,
@@ -176,6 +180,7 @@ def resample(
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "resample",
 ) -> None:
     """What revising tokens is worth: held-out likelihood, quality of samples, and all families at equal forwards."""
+    from eval.bench.exact_previous import measure_exactness
     from eval.bench.resample import SPECS, equal_forwards, families, measure_likelihood, measure_samples
     from finetune.data import read_texts
     from setflow.commands.settings import parse_dtype
@@ -192,7 +197,8 @@ def resample(
 
     for path in texts or ():
         ids = [ids[:context] for ids in bench.tokenizer(read_texts([path])[:documents])["input_ids"] if len(ids) > 3]
-        take({"texts": Path(path).stem} | measure_likelihood(bench.model, ids, judge))
+        exactness = measure_exactness(bench.model, ids, exact) if exact else {}
+        take({"texts": Path(path).stem} | measure_likelihood(bench.model, ids, judge) | exactness)
     settings = (seeds, batch_size, judge)
     for chosen in bench.prompt_sets:
         for row in measure_samples(

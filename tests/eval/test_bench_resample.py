@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from decoding.previous import ResampleConfig
+from eval.bench.exact_previous import exact_law, measure_exactness, trained_law
 from eval.bench.prompts import PromptSet
 from eval.bench.resample import (
     FORWARDS,
@@ -35,6 +36,26 @@ def test_losses_of_a_document_are_those_of_uncached_runs(model):
     assert torch.allclose(ntp, next_token_losses(model, TEXT)[:-1], atol=1e-4)
     expected = [-uncached_previous(model, ResampleConfig(), TEXT, i, 2).log_softmax(-1)[TEXT[i]] for i in range(1, 7)]
     assert torch.allclose(ptp, torch.stack(expected), atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_exact_law_is_that_of_texts_of_two_tokens(model):
+    """All pairs that may follow, with their probabilities: the law of the first among those with the second."""
+    start, pairs = TEXT[:3], {}
+    first = model(torch.tensor([start])).logits[0, -1].softmax(-1)
+    for token, probability in enumerate(first.tolist()):
+        pairs[token] = probability * model(torch.tensor([[*start, token]])).logits[0, -1].softmax(-1)[TEXT[4]].item()
+    expected = torch.tensor(list(pairs.values())) / sum(pairs.values())
+    assert torch.allclose(exact_law(model, TEXT, 3).exp(), expected, atol=1e-6)
+
+
+def test_the_trained_law_is_told_apart_from_the_exact_one(model):
+    assert torch.allclose(
+        trained_law(model, TEXT, 3), uncached_previous(model, ResampleConfig(), TEXT, 3, 2).log_softmax(-1), atol=1e-4
+    )
+    found = measure_exactness(model, [TEXT], 5)
+    assert found["exact_tokens"] == 5 and found["drawn_cost"] > found["exact_entropy"] > 0
+    assert found["trained_loss"] != found["exact_loss"]
 
 
 def test_likelihoods_are_means_over_tokens(model):
