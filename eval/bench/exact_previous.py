@@ -1,0 +1,53 @@
+"""How far a trained previous-token law is from the exact one, which Bayes' rule gives at one forward row per vocabulary entry.
+
+The law of x_i given the text before it and x_{i+1} follows from the next-token law alone: it is proportional to
+p(x_i | before) p(x_{i+1} | before, x_i). Resampling from it would leave the law of samples as it is.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from decoding.model import EngineModel
+from decoding.previous import ResampleConfig, add_previous_rows
+from decoding.rows import RowList, Rows
+
+
+@torch.no_grad()
+def measure_exactness(model, documents: Sequence[Sequence[int]], count: int, seed: int = 0) -> dict[str, float]:
+    """Means over ``count`` tokens drawn from ``documents`` (token ids), in nats.
+
+    ``exact_loss`` and ``trained_loss`` of the token that stands there; ``exact_entropy``, what a draw from the exact law
+    costs under that law, and ``drawn_cost``, what a draw from the trained law costs under it.
+    """
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        tokens = list(draw.choice(documents))
+        i = draw.randrange(1, len(tokens) - 1)
+        exact, trained = exact_law(model, tokens, i), trained_law(model, tokens, i)
+        rows.append([-exact[tokens[i]], -trained[tokens[i]], -(exact.exp() @ exact), -(trained.exp() @ exact)])
+    means = torch.tensor(rows).mean(0).tolist()
+    names = ("exact_loss", "trained_loss", "exact_entropy", "drawn_cost")
+    return {"exact_tokens": count} | {name: round(value, 4) for name, value in zip(names, means, strict=True)}
+
+
+def exact_law(model, tokens: Sequence[int], i: int) -> Tensor:
+    """Log-probabilities [V] of token i given those before it and token i + 1, by Bayes' rule from the next-token law."""
+    vocabulary = model.config.vocab_size
+    before = torch.tensor(tokens[:i], device=model.device).expand(vocabulary, -1)
+    texts = torch.cat([before, torch.arange(vocabulary, device=model.device)[:, None]], 1)
+    laws = model(input_ids=texts, use_cache=False, logits_to_keep=2).logits.float().log_softmax(-1)
+    return (laws[0, 0] + laws[:, 1, tokens[i + 1]]).log_softmax(-1).cpu()
+
+
+def trained_law(model, tokens: Sequence[int], i: int) -> Tensor:
+    """The same by the model's previous-token rows, in one forward."""
+    config, rows = ResampleConfig.of(model.config), RowList()
+    rows.add_causal(tokens[:i], 0)
+    add_previous_rows(rows, tokens, i, 2, config, i, config.prev_target == "follow")
+    engine = EngineModel(model, 1)
+    logits = engine.forward(Rows.pack([rows], engine.device))
+    return logits([0], [len(rows) - 1])[0].float().log_softmax(-1).cpu()
