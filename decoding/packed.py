@@ -65,7 +65,7 @@ def row_losses(model, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 def in_chunks(function, vocabulary: int, *rows: Tensor) -> Tensor:
-    """``function(*rows)`` [N], some of the N rows at a time, so that at most HEAD_CHUNK logits exist at once.
+    """``function(*rows)`` [N, ...], some of the N rows at a time, so that at most HEAD_CHUNK logits exist at once.
 
     What one call needs for its gradient is computed again in the backward pass.
     """

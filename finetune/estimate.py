@@ -152,8 +152,8 @@ class Estimate:
         passes = 6 if self._kind == "full" else 4
         trunk = kept * ((passes + 2 * again) * layers + (3 + again) * seen) + constant * (2 * layers + seen)
         head = config.hidden_size * config.vocab_size
-        teacher = labelled - (self._kind != "gated") if self._distills else 0  # and the student's logits once more
-        return trunk + head * (passes * labelled + (2 + passes) * teacher)
+        teacher = labelled - (self._kind != "gated") if self._distills else 0
+        return trunk + head * (passes * labelled + 2 * teacher)
 
     @property
     def tokens_per_step(self) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
+from torch.nn.functional import kl_div, nll_loss
 from transformers import DynamicCache
 
 from decoding.attention import run_trunk
@@ -86,15 +86,13 @@ class SetBlockObjective:
 
         next_rows = next_token_targets(packing, wanted & (not self.gated))
         ntp = row_losses(model, clean[next_rows], tokens.roll(-1, dims=1)[next_rows])
-        block_rows = torch.cat([half[mask] for half, mask in zip(noisy, copies, strict=True)])
-        matp = row_losses(model, block_rows, torch.cat([tokens[mask] for mask in copies]))
+        matp, divergence = self._masked_losses(model, tokens, clean, noisy, copies, packing)
         count = max(1, ntp.numel() + matp.numel())
         loss = (self.ntp_weight * ntp.sum() + self.matp_weight * matp.sum()) / count
         metrics = {"matp_loss": matp.detach().mean(), "labels": count}
         if not self.gated:
             metrics["ntp_loss"] = ntp.detach().mean()
         if self.distill:
-            divergence = self._divergence(model, clean, noisy, copies, packing)
             loss = loss + self.distill * divergence.sum() / count
             metrics["distill_kl"] = divergence.detach().mean()
         return loss, metrics
@@ -112,19 +110,24 @@ class SetBlockObjective:
         whole = torch.rand(shape, device=device).gather(1, blocks.start) < self.all_mask_share
         return whole | (torch.rand(shape, device=device) < rate)
 
-    def _divergence(self, model, clean, noisy, copies, packing: Packing) -> Tensor:
-        """KL(p_i || q_i) in nats for the masked tokens i that have a predecessor in their document."""
-        head, rows = model.get_output_embeddings(), [mask & (packing.position > 0) for mask in copies]
+    def _masked_losses(self, model, tokens, clean, noisy, copies, packing: Packing) -> tuple[Tensor, Tensor]:
+        """Cross-entropies in nats of the masked tokens, and, with ``distill``, KL(p || q) of those with a predecessor."""
+        masked = torch.cat([half[mask] for half, mask in zip(noisy, copies, strict=True)])
+        labels = torch.cat([tokens[mask] for mask in copies])
+        if not self.distill:
+            return row_losses(model, masked, labels), masked.new_zeros(0)
+        head, before = model.get_output_embeddings(), clean.detach().roll(1, dims=1)
 
-        def divergence(clean: Tensor, masked: Tensor) -> Tensor:
+        def losses(masked: Tensor, labels: Tensor, before: Tensor) -> Tensor:
             with torch.no_grad():
-                teacher = head(clean).float().log_softmax(-1)
+                teacher = head(before).float().log_softmax(-1)
             student = head(masked).float().log_softmax(-1)
-            return kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+            divergence = kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+            return torch.stack([nll_loss(student, labels, reduction="none"), divergence], dim=1)
 
-        before = clean.roll(1, dims=1).detach()
-        pairs = [(before[chosen], half[chosen]) for half, chosen in zip(noisy, rows, strict=True)]
-        return torch.cat([in_chunks(divergence, model.config.vocab_size, *pair) for pair in pairs])
+        before = torch.cat([before[mask] for mask in copies])
+        matp, divergence = in_chunks(losses, model.config.vocab_size, masked, labels, before).unbind(1)
+        return matp, divergence[torch.cat([packing.position[mask] > 0 for mask in copies])]
 
 
 def run_copies(
