@@ -38,7 +38,7 @@ def test_keys_that_no_row_of_a_tile_sees_are_not_read():
     assert output[:, :4].isnan().all() and output[:, 4:].isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "qwen3"])
 def test_training_by_tiles_has_the_losses_and_gradients_of_sdpa(fresh_model, family):
     batch = {
         "input_ids": torch.randint(0, 20, (2, 22), generator=torch.Generator().manual_seed(1)),
