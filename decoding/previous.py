@@ -25,9 +25,11 @@ class ResampleConfig:
 
     window: w, the largest number of neighbouring tokens that were reordered.
     sequence_share, window_share: s, the share of sequences with windows, and q, the share of their positions where one
-        starts, at most 1 / (w + 1).
+        starts, at most 1 / (w + 1), or 1 in branches.
+    layout: "windows" reorders the text itself (paper); "branches" leaves it as it is and puts previous-token rows beside
+        it, as decoding does: many more targets, for 1 + q (w - 1) times the rows. Needs perm "rotate", prev_target "ntp".
     perm: order inside a window: "rotate" (its first token moves to its end), "uniform" over all other orders, or
-        "rotate_mixed" (rotate a width drawn from 2 .. w). None is "rotate" for w = 2 and "rotate_mixed" above.
+        "rotate_mixed" (rotate a width drawn from 2 .. w). None is "rotate" for w = 2 and in branches, else "rotate_mixed".
     code_at: the offset code is added to the token embedding ("input") or, one table per layer, to what enters each
         layer ("layers").
     rope_index: a row's rotary position is that of its "slot" in the reordered text, or of its "token" in the plain text.
@@ -42,17 +44,23 @@ class ResampleConfig:
     code_at: Literal["input", "layers"] = "input"
     rope_index: Literal["slot", "token"] = "slot"
     prev_target: Literal["follow", "ntp"] = "follow"
+    layout: Literal["windows", "branches"] = "windows"
 
     def __post_init__(self):
         check_count("window", self.window, 2)
         check_range("sequence_share", self.sequence_share, 0, 1)
-        check_range("window_share", self.window_share, 0, 1 / (self.window + 1))
+        check_choice("layout", self.layout, ("windows", "branches"))
+        check_range("window_share", self.window_share, 0, 1 if self.layout == "branches" else 1 / (self.window + 1))
         if self.perm is None:
-            object.__setattr__(self, "perm", "rotate" if self.window == 2 else "rotate_mixed")
+            whole = self.window == 2 or self.layout == "branches"
+            object.__setattr__(self, "perm", "rotate" if whole else "rotate_mixed")
         check_choice("perm", self.perm, ("rotate", "uniform", "rotate_mixed"))
         check_choice("code_at", self.code_at, ("input", "layers"))
         check_choice("rope_index", self.rope_index, ("slot", "token"))
         check_choice("prev_target", self.prev_target, ("follow", "ntp"))
+        for field, needed in (("perm", "rotate"), ("prev_target", "ntp")) if self.layout == "branches" else ():
+            if getattr(self, field) != needed:
+                raise ValueError(f"{field} must be {needed!r} with layout 'branches', got {getattr(self, field)!r}")
 
     @classmethod
     def of(cls, model_config) -> "ResampleConfig":

@@ -39,6 +39,11 @@ class Visibility:
         """The same slots seen by ``rows`` alone."""
         return Visibility(*(getattr(self, field.name)[:, rows] for field in fields(self)))
 
+    def beside(self, other: "Visibility") -> "Visibility":
+        """These rows and then the ``other``, each seeing what it saw."""
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Visibility(*(torch.cat(pair, dim=1) for pair in pairs))
+
     def within_window(self, window: int | None) -> "Visibility":
         """The same rows under a sliding window of ``window`` positions: the prefix starts later, two intervals remain."""
         if window is None:

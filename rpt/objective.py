@@ -1,18 +1,20 @@
 """The training loss of Resample-Previous-Tokens: cross-entropy on texts with some windows reordered.
 
 Source: arXiv 2506.06215. Attention stays causal over slots; what differs from next-token training is the order of a few
-tokens and the offset code of the rows around them.
+tokens and the offset code of the rows around them. In the layout "branches", which is ours, nothing is reordered.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from decoding.attention import run_trunk
 from decoding.gating import marked_offsets
-from decoding.packed import Packing, row_losses, target_mask
+from decoding.packed import Packing, next_token_targets, row_losses, target_mask
 from decoding.previous import ResampleConfig
 from decoding.visibility import Visibility
+from rpt.branches import Branches
 from rpt.offset_code import attach_offset_code
 from rpt.permutation import Reordered, WindowPermuter
 
@@ -34,7 +36,7 @@ class ResampleObjective(ResampleConfig):
             attach_offset_code(model, self)
         elif ResampleConfig(**own).as_dict() != self.as_dict():
             # Other shares are another training of the same rows; the rest changes what rows mean.
-            kept = {"sequence_share": None, "window_share": None}
+            kept = {"sequence_share": None, "window_share": None, "layout": None}
             if own | kept != self.as_dict() | kept:
                 raise ValueError(f"the model was trained with {own}; it cannot go on with {self.as_dict()}")
             model.config.resample = self.as_dict()
@@ -42,8 +44,11 @@ class ResampleObjective(ResampleConfig):
     def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         packing = Packing.of(batch["document_ids"])
         wanted = target_mask(batch, packing)
-        order = WindowPermuter(self)(packing, wanted)
-        losses, offset = self.losses(model, batch["input_ids"], packing, wanted, order)
+        if self.layout == "branches":
+            losses, offset = self.branch_losses(model, batch["input_ids"], packing, wanted)
+        else:
+            order = WindowPermuter(self)(packing, wanted)
+            losses, offset = self.losses(model, batch["input_ids"], packing, wanted, order)
         loss = losses.sum() / max(1, losses.numel())
         metrics = {"labels": losses.numel()}
         for name, rows in (("ntp", offset == 1), ("ptp", offset < 0), ("skip", offset > 1)):
@@ -60,6 +65,26 @@ class ResampleObjective(ResampleConfig):
         rows = order.has_target & wanted.gather(1, target)
         labels = tokens.gather(1, target)[rows]
         return row_losses(model, hidden[rows], labels), order.offset[rows]
+
+    def branch_losses(self, model, tokens: Tensor, packing: Packing, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a plain text and of the branches beside it."""
+        branches = Branches.draw(self, packing, wanted)
+        length, causal = tokens.shape[1], Visibility.causal(packing.index, packing.start)
+        with marked_offsets(torch.cat([torch.ones_like(tokens), branches.offset], dim=1)):
+            hidden = run_trunk(
+                model,
+                torch.cat([tokens, tokens.gather(1, branches.token)], dim=1),
+                torch.cat([packing.position, branches.position], dim=1),
+                causal.beside(branches.visibility),
+                length + branches.token.shape[1],
+            )
+        text, last = hidden[:, :length], hidden[:, length:].unflatten(1, (-1, self.window - 1))[:, :, -1]
+        next_rows = next_token_targets(packing, wanted)
+        rows = torch.cat([text[next_rows], last[branches.is_real]])
+        labels = torch.cat([tokens.roll(-1, dims=1)[next_rows], tokens.gather(1, branches.place)[branches.is_real]])
+        offset = torch.full_like(labels, 1)
+        offset[next_rows.sum() :] = 1 - self.window
+        return row_losses(model, rows, labels), offset
 
     def trunk(self, model, tokens: Tensor, packing: Packing, order: Reordered) -> Tensor:
         """Hidden states [B, L, D] of the rows of an order."""

@@ -1,0 +1,63 @@
+"""Branches: previous-token rows beside the plain text, in the layout in which decoding runs them.
+
+A text with reordered windows gives few previous-token targets and takes next-token targets away. Here the plain text stays
+as it is, and behind it stand rows that each see the text before a token x_i and the w - 1 tokens after it, and predict x_i.
+Shapes: B rows, L tokens of each, N branches a row, w - 1 rows of each branch.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from decoding.packed import Packing
+from decoding.previous import ResampleConfig
+from decoding.visibility import Visibility
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Rows [B, N (w - 1)] behind the L of the plain text: places of their tokens, positions, offsets and what they see.
+
+    ``place`` [B, N] is where the token stands that the last row of a branch predicts, ``is_real`` [B, N] whether it is
+    to be learned; the others fill the rectangle.
+    """
+
+    token: Tensor
+    position: Tensor
+    offset: Tensor
+    visibility: Visibility
+    place: Tensor
+    is_real: Tensor
+
+    @classmethod
+    def draw(cls, config: ResampleConfig, packing: Packing, wanted: Tensor, generator=None) -> "Branches":
+        """A share q of the wanted tokens of a share s of the rows; none at the border of its document."""
+        batch, length = wanted.shape
+        w, device = config.window, wanted.device
+        eligible = wanted & (packing.position > 0) & (packing.index + w <= packing.end) & ~packing.is_padding
+        drawn = torch.rand(batch, length, generator=generator).to(device).masked_fill(~eligible, 2)
+        taken = torch.rand(batch, 1, generator=generator).to(device) < config.sequence_share
+        place = drawn.topk(ceil(config.window_share * length), largest=False).indices.sort(dim=1).values
+        is_real = eligible.gather(1, place) & taken
+
+        step = torch.arange(w - 1, device=device)
+        shift = 1 if config.rope_index == "slot" else 0  # where decoding.previous puts them, too
+        at = place[..., None] + 1 - shift + step
+        first = length + (w - 1) * torch.arange(place.shape[1], device=device)[:, None]
+
+        def rows(values: Tensor) -> Tensor:
+            return values.expand(*place.shape, w - 1).flatten(1)
+
+        start = packing.start.gather(1, place)
+        visibility = Visibility(
+            prefix_start=rows(start[..., None]),
+            prefix_end=rows(place[..., None]),
+            own_start=rows(first),
+            own_end=rows(first + step + 1),
+            anchor=rows(at),
+        )
+        token = rows(place[..., None] + 1 + step).clamp_max(length - 1)
+        offset = rows(torch.where(is_real[..., None] & (step == w - 2), 1 - w, 1))
+        return cls(token, rows(at - start[..., None]), offset, visibility, place, is_real)
