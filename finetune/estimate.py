@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Pretrain
 
 from decoding.checks import check_count
 from decoding.packed import HEAD_CHUNK
+from decoding.previous import ResampleConfig
 from finetune.recipe import Recipe, head_size
 
 # bf16 FLOP/s of the tensor cores without sparsity, and bytes of memory; NVIDIA's data sheets (SXM).
@@ -127,9 +128,13 @@ class Estimate:
     @property
     def rows(self) -> tuple[float, float, float]:
         """Rows for each token of text: with a gradient, without one (the clean rows of a gated adapter), with logits."""
+        options = self.recipe.objective_options
+        if self.recipe.objective == "rpt" and options.get("layout") == "branches":
+            trained = ResampleConfig(**options)
+            branches = trained.window_share
+            return 1 + branches * (trained.window - 1), 0, 1 + branches * trained.sequence_share
         if self.recipe.objective != "sbd":
             return 1, 0, 1
-        options = self.recipe.objective_options
         copies = 2 if options.get("complement") else 1
         whole = options.get("all_mask_share", 0.0)
         masked = 1 if copies == 2 else whole + (1 - whole) / 2  # a uniform rate masks half

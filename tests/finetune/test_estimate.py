@@ -10,6 +10,7 @@ from decoding.adapter import GatedAdapter
 from finetune import Recipe, load_recipe
 from finetune.estimate import KNOWN, Estimate, layer_bytes
 from finetune.recipe import RECIPES as RECIPE_FOLDER
+from rpt import ResampleObjective
 from sbd import SetBlockObjective
 from tests.conftest import build
 
@@ -80,6 +81,26 @@ def test_operations_are_those_that_torch_counts(kind, distill):
     chosen = recipe(kind, objective_options=options, sequence_length=16)
     counted = counter.get_total_flops() / batch["input_ids"].numel()
     assert of(model, chosen).flops_per_token == pytest.approx(counted, rel=0.08)  # attention computes hidden pairs, too
+
+
+@pytest.mark.parametrize(("window", "share"), [(2, 0.5), (3, 0.25)])
+def test_operations_of_branches_are_those_that_torch_counts(window, share):
+    model = build("llama", attn_implementation="eager", **SHAPE).requires_grad_(True)
+    options = {
+        "window": window,
+        "layout": "branches",
+        "prev_target": "ntp",
+        "sequence_share": 1.0,
+        "window_share": share,
+    }
+    objective = ResampleObjective(**options)
+    objective.prepare(model)
+    batch = {"input_ids": torch.randint(3, 90, (4, 16)), "document_ids": torch.zeros(4, 16, dtype=torch.long)}
+    with FlopCounterMode(display=False) as counter:
+        objective(model, batch)[0].backward()
+    chosen = recipe(objective="rpt", objective_options=options, sequence_length=16)
+    counted = counter.get_total_flops() / batch["input_ids"].numel()
+    assert of(model, chosen).flops_per_token == pytest.approx(counted, rel=0.08)
 
 
 def test_what_is_trained_is_counted(fresh_model):
