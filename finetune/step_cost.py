@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from decoding import NextTokenObjective
 from decoding.adapter import GatedAdapter
-from finetune.recipe import fastest_attention
 from sbd import SetBlockObjective
 
 
@@ -50,7 +49,6 @@ class Contender:
 def contenders(model: PreTrainedModel, block_size: int, rank: int) -> Iterator[Contender]:
     """Next-token and set-block training of all weights, and of a row-gated adapter; ``model`` stays as it is."""
     full = copy.deepcopy(model).requires_grad_(True).train()
-    full.set_attn_implementation(fastest_attention(model.device, model.config))
     yield Contender("ntp", full, NextTokenObjective())
     yield Contender("sbd", full, SetBlockObjective(block_sizes=(block_size,)))
     gated = copy.deepcopy(full).requires_grad_(False)

@@ -25,12 +25,14 @@ def training(
     need_extra("train", ("accelerate", "yaml", "datasets"))
     import torch
 
+    from finetune.recipe import fastest_attention
     from finetune.step_cost import contenders, measure_steps
     from setflow.commands.settings import parse_dtype
     from setflow.loading import load_model
 
     autocast = None if dtype == "fp32" else parse_dtype(dtype)
     loaded = load_model(model, torch.float32)[0].to(device)
+    loaded.set_attn_implementation(fastest_attention(loaded.device, loaded.config))  # as recipes do
     tokens = torch.randint(
         loaded.config.vocab_size - 1, (batch_size, length), generator=torch.Generator().manual_seed(0)
     )
