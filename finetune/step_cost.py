@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from decoding import NextTokenObjective
 from decoding.adapter import GatedAdapter
+from finetune.estimate import GPUS, Estimate
+from finetune.recipe import Recipe
 from sbd import SetBlockObjective
 
 
@@ -48,14 +50,18 @@ class Contender:
 
 def contenders(model: PreTrainedModel, block_size: int, rank: int) -> Iterator[Contender]:
     """Next-token and set-block training of all weights, and of a row-gated adapter; ``model`` stays as it is."""
+    options = {
+        "block_sizes": (block_size,),
+        "mask_token_id": model.config.vocab_size - 1,
+    }  # for the cost any token will do
     full = copy.deepcopy(model).requires_grad_(True).train()
     yield Contender("ntp", full, NextTokenObjective())
-    yield Contender("sbd", full, SetBlockObjective(block_sizes=(block_size,)))
+    yield Contender("sbd", full, SetBlockObjective(**options))
     gated = copy.deepcopy(full).requires_grad_(False)
     adapter = GatedAdapter(gated, rank, 2 * rank)
-    adapter.mask_token_id = gated.generation_config.mask_token_id
+    adapter.mask_token_id = options["mask_token_id"]
     adapter.attach(gated)
-    yield Contender("sbd gated", gated, SetBlockObjective(block_sizes=(block_size,), gated=True))
+    yield Contender("sbd gated", gated, SetBlockObjective(**options, gated=True))
 
 
 def measure_steps(
@@ -88,6 +94,27 @@ def measure_steps(
             }
         )
     return rows
+
+
+def share_of_peak(row: dict[str, Any], gpu: str, model: str, block_size: int, rank: int, length: int) -> float | None:
+    """MFU of a row of ``measure_steps``: its arithmetic by ``Estimate`` over what the GPU so named can do in bf16.
+
+    None if that is not in the table of estimates.
+    """
+    peak = next((flops for name, (flops, _) in GPUS.items() if name in gpu.lower()), None)
+    if peak is None:
+        return None
+    objective, *gated = row["objective"].split()
+    recipe = Recipe(
+        output="",
+        data=(),
+        model=model,
+        objective=objective,
+        objective_options={"block_sizes": (block_size,)} if objective == "sbd" else {},
+        tuning={"kind": "gated", "rank": rank} if gated else {},
+        sequence_length=length,
+    )
+    return round(Estimate(recipe).flops_per_token * row["tokens_per_second"] / peak, 4)
 
 
 def _now(device: torch.device) -> float:

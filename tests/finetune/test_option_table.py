@@ -9,7 +9,7 @@ import torch
 from decoding.adapter import gated_adapter
 from finetune import option_table
 from finetune.option_table import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
-from finetune.step_cost import contenders, measure_steps
+from finetune.step_cost import contenders, measure_steps, share_of_peak
 
 REPORT = {
     "measured": {"acceptance_0": 0.5, "acceptance_1": 0.3, "matp_loss": 2.0, "tokens_per_forward/ntp": 1.0}
@@ -76,3 +76,15 @@ def test_steps_take_turns_and_leave_the_model_alone(fresh_model):
     assert all(torch.equal(weight, before[name]) for name, weight in gated.state_dict().items() if name in before)
     assert any(parameter.any() for name, parameter in gated_adapter(gated).named_parameters() if name.endswith("up"))
     assert not torch.equal(chosen[1].model.lm_head.weight, before["lm_head.weight"])
+
+
+def test_share_of_peak():
+    """6 operations for each weight and token, and attention, as in PaLM's appendix B."""
+    row = {"objective": "ntp", "tokens_per_second": 1000}
+    flops = 6 * 7.5e9 + 12 * 32 * 4096 * 512 / 2  # 8.03 billion weights, less 0.53 of the embedding
+    found = share_of_peak(row, "NVIDIA H200", "meta-llama/Llama-3.1-8B", 8, 32, 512)
+    assert found == pytest.approx(flops * 1000 / 989e12, rel=0.01)
+    gated = share_of_peak(row | {"objective": "sbd gated"}, "NVIDIA H200", "meta-llama/Llama-3.1-8B", 8, 32, 512)
+    full = share_of_peak(row | {"objective": "sbd"}, "NVIDIA H200", "meta-llama/Llama-3.1-8B", 8, 32, 512)
+    assert gated < found < full  # as many operations on layers as next-token training, half of the rows meet the head
+    assert share_of_peak(row, "Tesla T4", "meta-llama/Llama-3.1-8B", 8, 32, 512) is None
