@@ -14,13 +14,17 @@ from decoding import decoder_from_spec
 
 @dataclass
 class Sample:
-    """One call: new tokens of each row, forwards of the target model, seconds in all and inside the model."""
+    """One call: new tokens of each row, forwards of the target model, seconds in all and inside the model.
+
+    ``changes`` counts the tokens that were replaced after they had been chosen.
+    """
 
     new_tokens: list[list[int]]
     forwards: int
     seconds: float
     model_seconds: float
     acceptance_lengths: list[int]
+    changes: int = 0
 
     @property
     def tokens(self) -> int:
@@ -50,15 +54,14 @@ class Contender:
             )
             _synchronize(self.model)
             seconds = time.perf_counter() - started
-        new = [_until_end(row, self.model.generation_config) for row in output.sequences[:, width:].tolist()]
+        rows = output.sequences[:, width:].tolist()
         if self.decoder is None:
+            new = [_until_end(row, self.model.generation_config) for row in rows]
             return Sample(new, meter.forwards, seconds, meter.seconds, [])
-        new = [
-            row[:count]
-            for row, count in zip(output.sequences[:, width:].tolist(), output.new_tokens.tolist(), strict=True)
-        ]
+        new = [row[:count] for row, count in zip(rows, output.new_tokens.tolist(), strict=True)]
         accepted = [length for lengths in output.acceptance_lengths or () for length in lengths]
-        return Sample(new, int(output.forwards.sum()), seconds, meter.seconds, accepted)
+        changes = sum(map(sum, output.revisions or ()))
+        return Sample(new, int(output.forwards.sum()), seconds, meter.seconds, accepted, changes)
 
 
 @dataclass

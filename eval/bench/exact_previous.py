@@ -15,6 +15,7 @@ from decoding.previous import ResampleConfig, add_previous_rows
 from decoding.rows import RowList, Rows
 
 WITHIN = 128  # longer contexts cost more and tell the same
+AT_ONCE = 512  # entries of the vocabulary in one forward
 
 
 @torch.no_grad()
@@ -38,11 +39,18 @@ def measure_exactness(model, documents: Sequence[Sequence[int]], count: int, see
 
 def exact_law(model, tokens: Sequence[int], i: int) -> Tensor:
     """Log-probabilities [V] of token i given those before it and token i + 1, by Bayes' rule from the next-token law."""
-    vocabulary = model.config.vocab_size
-    before = torch.tensor(tokens[:i], device=model.device).expand(vocabulary, -1)
-    texts = torch.cat([before, torch.arange(vocabulary, device=model.device)[:, None]], 1)
-    laws = model(input_ids=texts, use_cache=False, logits_to_keep=2).logits.float().log_softmax(-1)
-    return (laws[0, 0] + laws[:, 1, tokens[i + 1]]).log_softmax(-1).cpu()
+    before = torch.tensor(tokens[:i], device=model.device)
+    law = _next_laws(model, before[None])[0]
+    after = [
+        _next_laws(model, torch.cat([before.expand(len(chosen), -1), chosen[:, None]], 1))[:, tokens[i + 1]]
+        for chosen in torch.arange(len(law), device=model.device).split(AT_ONCE)
+    ]
+    return (law + torch.cat(after)).log_softmax(-1).cpu()
+
+
+def _next_laws(model, texts: Tensor) -> Tensor:
+    """Log-probabilities [B, V] of the token after each of ``texts`` [B, L]."""
+    return model(input_ids=texts, use_cache=False, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
 
 
 def trained_law(model, tokens: Sequence[int], i: int) -> Tensor:

@@ -1,7 +1,6 @@
 """What revising tokens is worth: likelihood of held-out text, quality of samples, and both at equal forwards."""
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding import decoder_from_spec
 from decoding.model import EngineModel
 from decoding.previous import ResampleConfig, add_previous_rows
 from decoding.rows import RowList, Rows
+from eval.bench.contenders import Contender
 from eval.bench.prompts import PromptSet
 
 ITERATIONS = (0.5, 1, 1.5)
@@ -138,33 +137,21 @@ def _run(
     model, tokenizer, prompts, spec: str, temperature: float, seed: int, batch_size: int, judge
 ) -> dict[str, float]:
     """One pass over the prompts."""
-    decoder, pad = decoder_from_spec(spec), model.generation_config.pad_token_id or 0
-    settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    contender = Contender(model, spec)
+    settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
     torch.manual_seed(seed)
     tokens = forwards = changes = correct = loss = seconds = 0.0
     for start in range(0, len(prompts.ids), batch_size):
         ids = prompts.ids[start : start + batch_size]
-        width = max(map(len, ids))
-        padded = torch.tensor([[pad] * (width - len(p)) + p for p in ids], device=model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in ids], device=model.device)
-        began = time.perf_counter()
-        output = model.generate(
-            padded,
-            attention_mask=mask,
-            max_new_tokens=prompts.max_new_tokens,
-            custom_generate=decoder,
-            return_dict_in_generate=True,
-            **settings,
-        )
-        seconds += time.perf_counter() - began
-        counts = output.new_tokens.tolist()
-        new = [row[:n] for row, n in zip(output.sequences[:, width:].tolist(), counts, strict=True)]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        tokens += sum(counts)
-        forwards += int(output.forwards.sum())
-        changes += sum(map(sum, output.revisions or ()))
+        sample = contender.run(ids, prompts.max_new_tokens, **settings)
+        texts = tokenizer.batch_decode(sample.new_tokens, skip_special_tokens=True)
+        tokens += sample.tokens
+        forwards += sample.forwards
+        seconds += sample.seconds
+        changes += sample.changes
         correct += sum(bool(prompts.correct(start + i, text)) for i, text in enumerate(texts))
-        loss += sum(next_token_losses(judge, p + n)[len(p) - 1 :].sum().item() for p, n in zip(ids, new, strict=True))
+        for prompt, new in zip(ids, sample.new_tokens, strict=True):
+            loss += next_token_losses(judge, prompt + new)[len(prompt) - 1 :].sum().item()
     result = {"exact_match": correct / len(prompts.ids)} if prompts.problems is not None else {}
     return result | {
         "ntp_loss": loss / tokens,
