@@ -58,8 +58,8 @@ class ResampleConfig:
         check_choice("code_at", self.code_at, ("input", "layers"))
         check_choice("rope_index", self.rope_index, ("slot", "token"))
         check_choice("prev_target", self.prev_target, ("follow", "ntp"))
-        for field, needed in (("perm", "rotate"), ("prev_target", "ntp")) if self.layout == "branches" else ():
-            if getattr(self, field) != needed:
+        for field, needed in (("perm", "rotate"), ("prev_target", "ntp")):
+            if self.layout == "branches" and getattr(self, field) != needed:
                 raise ValueError(f"{field} must be {needed!r} with layout 'branches', got {getattr(self, field)!r}")
 
     @classmethod

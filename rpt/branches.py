@@ -36,7 +36,7 @@ class Branches:
         """A share q of the wanted tokens of a share s of the rows; none at the border of its document."""
         batch, length = wanted.shape
         w, device = config.window, wanted.device
-        eligible = wanted & (packing.position > 0) & (packing.index + w <= packing.end) & ~packing.is_padding
+        eligible = wanted & (packing.position > 0) & (packing.index + w <= packing.end)
         drawn = torch.rand(batch, length, generator=generator).to(device).masked_fill(~eligible, 2)
         taken = torch.rand(batch, 1, generator=generator).to(device) < config.sequence_share
         place = drawn.topk(ceil(config.window_share * length), largest=False).indices.sort(dim=1).values
