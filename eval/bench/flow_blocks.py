@@ -1,7 +1,5 @@
 """Flow-matching samplers inside the blocks of a set-block model, next to its own decoders: specs and their names."""
 
-from collections.abc import Iterable
-
 # Samplers by what a token costs them; theta_trapezoidal takes two forwards a step.
 FLOW_STEPS: dict[str, tuple[int, ...]] = {
     "exact": (2, 4, 8),
@@ -26,8 +24,3 @@ def block_specs(block_size: int = 8) -> dict[str, str]:
             specs[f"dfm:block_size={block_size},sampler={sampler},steps={steps}"] = f"dfm, {sampler}"
     specs[f"dfm:block_size={block_size},sampler=first_hitting"] = "dfm, first_hitting"
     return specs
-
-
-def named(rows: Iterable[dict], specs: dict[str, str]) -> list[dict]:
-    """Rows of :func:`eval.bench.quality.measure_quality` with the name of their curve."""
-    return [{**row, "curve": specs[row["decoder"]]} for row in rows]

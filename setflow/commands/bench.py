@@ -1,5 +1,6 @@
 """``setflow bench``: the measurements behind the README's table, each printed and written as one JSON file."""
 
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -57,15 +58,14 @@ def quality(
 
     bench = Bench(model, dtype, device, prompts, count)
     settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
-    rows = []
-    for prompt_set in bench.prompt_sets:
-        torch.manual_seed(seed)
-        # Without answers to judge, only decoders that keep the text can be compared by tokens per forward.
-        specs = decoder or (DEFAULT_SPECS if prompt_set.problems is not None and not temperature else LOSSLESS_SPECS)
-        for row in measure_quality(bench.model, bench.tokenizer, prompt_set, specs, batch_size, **settings):
-            rows.append(row)
-            show(row)
-    bench.write(out, name, rows, batch_size=batch_size, temperature=temperature, seed=seed)
+    with bench.results(out, name, batch_size=batch_size, temperature=temperature, seed=seed) as results:
+        for prompt_set in bench.prompt_sets:
+            torch.manual_seed(seed)
+            # Without answers to judge, only decoders that keep the text can be compared by tokens per forward.
+            judged = prompt_set.problems is not None and not temperature
+            specs = decoder or (DEFAULT_SPECS if judged else LOSSLESS_SPECS)
+            for row in measure_quality(bench.model, bench.tokenizer, prompt_set, specs, batch_size, **settings):
+                results.take(row)
 
 
 @app.command()
@@ -97,14 +97,12 @@ def speed(
         contenders.append(
             Contender(bench.model, "generate", "transformers assisted generation", assistant_model=helper)
         )
-    rows = []
-    for prompt_set in bench.prompt_sets:
-        with progress(rounds * len(prompt_set.ids)) as advance:
-            measured = measure_speed(contenders, prompt_set, rounds, advance)
-        for row in measured:
-            rows.append(row)
-            show(row)
-    bench.write(out, name, rows, batch_size=1, rounds=rounds)
+    with bench.results(out, name, batch_size=1, rounds=rounds) as results:
+        for prompt_set in bench.prompt_sets:
+            with progress(rounds * len(prompt_set.ids)) as advance:
+                measured = measure_speed(contenders, prompt_set, rounds, advance)
+            for row in measured:
+                results.take(row)
 
 
 @app.command()
@@ -125,12 +123,10 @@ def lossless(
     from eval.bench.lossless import measure_losslessness
 
     bench = Bench(model, dtype, device, prompts, count)
-    rows = []
-    for prompt_set in bench.prompt_sets:
-        for row in measure_losslessness(bench.model, prompt_set, decoder or LOSSLESS_SPECS, batch_size or (1, 8)):
-            rows.append(row)
-            show(row)
-    bench.write(out, name, rows)
+    with bench.results(out, name) as results:
+        for prompt_set in bench.prompt_sets:
+            for row in measure_losslessness(bench.model, prompt_set, decoder or LOSSLESS_SPECS, batch_size or (1, 8)):
+                results.take(row)
 
 
 @app.command()
@@ -188,33 +184,27 @@ def resample(
 
     bench = Bench(model, dtype, device, prompts, count)
     judge = None if control is None else load_model(control, parse_dtype(dtype))[0].to(device)
-    rows, context = [], bench.model.config.max_position_embeddings
+    context, temperatures = bench.model.config.max_position_embeddings, temperature or (0.0, 0.5, 1.0)
 
-    def take(row: dict) -> dict:
-        rows.append(row)
-        show(row)
-        return row
+    def samples(chosen, specs, temperatures):
+        settings = (seeds, batch_size, judge)
+        return measure_samples(bench.model, bench.tokenizer, chosen, specs, temperatures, *settings)
 
-    for path in texts or ():
-        ids = [ids[:context] for ids in bench.tokenizer(read_texts([path])[:documents])["input_ids"] if len(ids) > 3]
-        exactness = measure_exactness(bench.model, ids, exact) if exact else {}
-        take({"texts": Path(path).stem} | measure_likelihood(bench.model, ids, judge) | exactness)
-    settings = (seeds, batch_size, judge)
-    for chosen in bench.prompt_sets:
-        for row in measure_samples(
-            bench.model, bench.tokenizer, chosen, decoder or SPECS, temperature or (0.0, 0.5, 1.0), *settings
-        ):
-            take(row)
-        if getattr(bench.model.generation_config, "trained_block_sizes", None):
-            kinds = families(block_size)
-            specs = [spec for kind in kinds.values() for spec in kind]
-            measured = [
-                take(row) for row in measure_samples(bench.model, bench.tokenizer, chosen, specs, (0.0,), *settings)
-            ]
-            quality = "exact_match" if chosen.problems is not None else "ntp_loss"
-            for row in equal_forwards(measured, kinds, quality):
-                take({"prompts": chosen.name} | row)
-    bench.write(out, name, rows, seeds=seeds, batch_size=batch_size, control=control)
+    with bench.results(out, name, seeds=seeds, batch_size=batch_size, control=control) as results:
+        for path in texts or ():
+            ids = [i[:context] for i in bench.tokenizer(read_texts([path])[:documents])["input_ids"] if len(i) > 3]
+            exactness = measure_exactness(bench.model, ids, exact) if exact else {}
+            results.take({"texts": Path(path).stem} | measure_likelihood(bench.model, ids, judge) | exactness)
+        for chosen in bench.prompt_sets:
+            for row in samples(chosen, decoder or SPECS, temperatures):
+                results.take(row)
+            if getattr(bench.model.generation_config, "trained_block_sizes", None):
+                kinds = families(block_size)
+                specs = [spec for kind in kinds.values() for spec in kind]
+                measured = [results.take(row) for row in samples(chosen, specs, (0.0,))]
+                quality = "exact_match" if chosen.problems is not None else "ntp_loss"
+                for row in equal_forwards(measured, kinds, quality):
+                    results.take({"prompts": chosen.name} | row)
 
 
 class Bench:
@@ -229,8 +219,8 @@ class Bench:
         self.model.to(device)
         self.prompt_sets = [prompt_set(name, self.tokenizer, count) for name in prompts or PROMPT_SETS]
 
-    def write(self, folder: Path, name: str, rows: list[dict], **settings) -> None:
-        write_rows(folder / f"{name}.json", self.model, rows, **settings)
+    def results(self, folder: Path, name: str, **settings) -> "Results":
+        return Results(folder / f"{name}.json", self.model, **settings)
 
 
 @contextmanager
@@ -243,14 +233,37 @@ def progress(total: int, title: str = "timing"):
         yield lambda: bar.advance(task)
 
 
-def write_rows(path: Path, model, rows: list[dict], quiet: bool = False, **settings) -> None:
-    """Write what was measured, where and how; ``model`` is None where no model ran."""
-    from eval.bench.report import conditions, write
+class Results:
+    """The rows of a benchmark, each printed and kept in a JSON file as soon as it is there, with where and how.
 
-    where = conditions(model)
-    write(path, {"command": typed_command(), "conditions": where, "settings": settings, "rows": rows})
-    if not quiet:
-        typer.echo(f"written to {path}")
+    Until the end of its ``with`` the file says "unfinished". ``model`` is None where no model runs; ``rows`` are those
+    of an earlier run that is gone on with.
+    """
+
+    def __init__(self, path: Path, model, rows: Iterable[dict] = (), **settings):
+        from eval.bench.report import conditions
+
+        self.path, self.rows = path, list(rows)
+        self._head = {"command": typed_command(), "conditions": conditions(model), "settings": settings}
+
+    def take(self, row: dict) -> dict:
+        show(row)
+        self.rows.append(row)
+        self._write({"unfinished": True})
+        return row
+
+    def _write(self, state: dict) -> None:
+        from eval.bench.report import write
+
+        write(self.path, self._head | state | {"rows": self.rows})
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, error, *_) -> None:
+        if error is None:
+            self._write({})
+            typer.echo(f"written to {self.path}")
 
 
 def show(row: dict) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from setflow.commands.bench import progress, show, write_rows
+from setflow.commands.bench import Results, progress, show
 from setflow.commands.settings import typed_command
 
 app = typer.Typer(
@@ -46,7 +46,6 @@ def likelihood(
     held_out = PackedDataset(load_documents([Source(str(texts))], tokenizer), length)
     data = torch.stack([held_out[i]["input_ids"] for i in range(min(rows, len(held_out)))])
     given = torch.arange(length)[None].expand_as(data) == 0
-    measured = []
 
     def judged(samples: torch.Tensor) -> dict:
         listed = samples.tolist()
@@ -57,23 +56,17 @@ def likelihood(
             "mauve": flow.mauve(judging, listed, data.tolist()),
         }
 
-    def take(row: dict) -> None:
-        measured.append(row)
-        show(row)
-
-    take({"model": "held-out text", **judged(data)})
-    for folder in model:
-        chosen, _ = load_model(folder, torch.float32)
-        with progress(title="noise levels", total=flow.bound_batches(len(data), times, batch_size)) as advance:
-            bound = flow.likelihood_bound(chosen, data, times, batch_size, seed, advance)
-        decoder = FlowDecoder(path=FlowTraits.of(chosen.config).source, steps=steps)
-        take(
-            {"model": folder, **bound, "steps": steps, **judged(decoder.infill(chosen, data, given, seed=seed).tokens)}
-        )
+    settings = {"warning": flow.WARNING, "texts": str(texts), "length": length, "seed": seed}
+    with Results(out / f"{name}.json", judging, **settings) as results:
+        results.take({"model": "held-out text", **judged(data)})
+        for folder in model:
+            chosen, _ = load_model(folder, torch.float32)
+            with progress(title="noise levels", total=flow.bound_batches(len(data), times, batch_size)) as advance:
+                bound = flow.likelihood_bound(chosen, data, times, batch_size, seed, advance)
+            decoder = FlowDecoder(path=FlowTraits.of(chosen.config).source, steps=steps)
+            samples = decoder.infill(chosen, data, given, seed=seed).tokens
+            results.take({"model": folder, **bound, "steps": steps, **judged(samples)})
     typer.echo(flow.WARNING)
-    write_rows(
-        out / f"{name}.json", judging, measured, warning=flow.WARNING, texts=str(texts), length=length, seed=seed
-    )
 
 
 @app.command()
@@ -118,16 +111,17 @@ def samplers(
             show(row)
         Scheduler.fit(curve, 16).save(out / "flow-schedule-16.json")
     points = [p for p in sweep.pending(sweep.CURVES, measured, tuple(models)) if p[3] <= most_steps]
-    with progress(title="points", total=len(points)) as advance:
+    with (
+        Results(file, judging, measured, **settings, schedules=schedules) as results,
+        progress(title="points", total=len(points)) as advance,
+    ):
         if not any(row["source"] == "data" for row in measured):
-            measured += sweep.reference_rows(judging, tokenizer, task, temperature, seed)
-        found = sweep.measure_sweep(models, judging, tokenizer, task, points, curve, temperature, seed)
-        for row in found:
-            measured.append(row)
-            show(row)
-            write_rows(file, judging, measured, quiet=True, **settings, schedules=schedules)
+            for row in list(sweep.reference_rows(judging, tokenizer, task, temperature, seed)):  # both or none
+                results.take(row)
+        for row in sweep.measure_sweep(models, judging, tokenizer, task, points, curve, temperature, seed):
+            results.take(row)
             advance()
-    write_rows(file, judging, measured, **settings, schedules=schedules)
+    measured = results.rows
     points = [row for row in measured if "sampler" in row]
     panels = {"exact_match": "exact match", "generative_perplexity": "generative perplexity (judge)"}
     plot_curves(points, sweep.curve_of, "forwards", panels, out / f"{name}.png", True, ["generative_perplexity"])
@@ -152,26 +146,26 @@ def blocks(
     """Accuracy against tokens per forward of samplers inside blocks, next to the entropy bound and self-speculation."""
     import torch
 
-    from eval.bench.flow_blocks import block_specs, named
+    from eval.bench.flow_blocks import block_specs
     from eval.bench.flow_figures import markdown_table, plot_curves
     from eval.bench.prompts import prompt_set
     from eval.bench.quality import measure_quality
     from setflow.loading import load_model
 
     chosen, tokenizer = load_model(model, torch.float32)
-    specs, measured = block_specs(block_size), []
+    specs = block_specs(block_size)
     torch.manual_seed(0)
-    with progress(title="decoders", total=len(specs)) as advance:
+    with (
+        Results(out / f"{name}.json", chosen, count=count, batch_size=batch_size) as results,
+        progress(title="decoders", total=len(specs)) as advance,
+    ):
         for row in measure_quality(chosen, tokenizer, prompt_set("additions", tokenizer, count), specs, batch_size):
             row.pop("acceptance_histogram", None)
-            measured += named([row], specs)
-            show(measured[-1])
-            write_rows(out / f"{name}.json", chosen, measured, quiet=True, count=count, batch_size=batch_size)
+            results.take(row | {"curve": specs[row["decoder"]]})
             advance()
-    write_rows(out / f"{name}.json", chosen, measured, count=count, batch_size=batch_size)
     panels = {"exact_match": "worked additions, exact match"}
-    plot_curves(measured, lambda row: row["curve"], "tokens_per_forward", panels, out / f"{name}.png")
-    table = markdown_table(measured, ["decoder", "tokens_per_forward", "exact_match"])
+    plot_curves(results.rows, lambda row: row["curve"], "tokens_per_forward", panels, out / f"{name}.png")
+    table = markdown_table(results.rows, ["decoder", "tokens_per_forward", "exact_match"])
     (out / f"{name}.md").write_text(f"`{typed_command()}`\n\n{table}")
 
 
@@ -193,9 +187,11 @@ def peer(
     """The Euler sampler of flow_matching and ours on one posterior: the same law, our time and memory over theirs."""
     from eval.bench.flow_peer import measure_peer
 
-    sizes, measured = tuple(vocab_size or (32768, 131072)), []
-    with progress(title="runs", total=4 * rounds * len(sizes)) as advance:
+    sizes = tuple(vocab_size or (32768, 131072))
+    settings = {"rounds": rounds, "peer": "flow_matching 1.0.10", "dtype": "float32"}
+    with (
+        Results(out / f"{name}.json", None, **settings) as results,
+        progress(title="runs", total=4 * rounds * len(sizes)) as advance,
+    ):
         for row in measure_peer(folder, sizes, batch_size, length, steps, rounds, advance):
-            measured.append(row)
-            show(row)
-    write_rows(out / f"{name}.json", None, measured, rounds=rounds, peer="flow_matching 1.0.10", dtype="float32")
+            results.take(row)

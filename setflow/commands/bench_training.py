@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from setflow.commands.bench import Device, Dtype, Model, Out, progress, show, write_rows
+from setflow.commands.bench import Device, Dtype, Model, Out, Results, progress, show
 from setflow.commands.settings import need_extra, typed_command
 
 
@@ -26,9 +26,9 @@ def training(
     import torch
 
     from finetune.recipe import fastest_attention
-    from finetune.step_cost import contenders, measure_steps
+    from finetune.step_cost import contenders, measure_steps, share_of_peak
     from setflow.commands.settings import parse_dtype
-    from setflow.loading import load_model
+    from setflow.loading import EMBEDDED, load_model
 
     autocast = None if dtype == "fp32" else parse_dtype(dtype)
     loaded = load_model(model, torch.float32)[0].to(device)
@@ -39,11 +39,14 @@ def training(
     batch = {"input_ids": tokens.to(device), "document_ids": torch.zeros_like(tokens).to(device)}
     with progress(3 * (rounds + 1)) as advance:
         rows = measure_steps(list(contenders(loaded, block_size, rank)), batch, rounds, autocast, advance)
-    for row in rows:
-        show(row)
     settings = {"batch_size": batch_size, "length": length, "block_size": block_size, "rank": rank, "rounds": rounds}
     settings["seconds_of"] = "the process on one thread" if device == "cpu" else "the clock"
-    write_rows(out / f"{name}.json", loaded, rows, **settings)
+    with Results(out / f"{name}.json", loaded, **settings) as results:
+        for row in rows:
+            if device != "cpu":
+                gpu = torch.cuda.get_device_name(loaded.device)
+                row["mfu"] = share_of_peak(row, gpu, model or str(EMBEDDED), block_size, rank, length)
+            results.take(row)
 
 
 def options(
