@@ -31,7 +31,7 @@ REMEMBERED = ("mask_token_id", "trained_block_sizes", "decoder")  # fields of th
 
 
 class LowRank(nn.Module):
-    """x [..., in] -> scale * x down^T up^T [..., out]; ``up`` starts at zero."""
+    """output [..., out] + scale * x down^T up^T of x [..., in], on some rows; ``up`` starts at zero."""
 
     def __init__(self, size_in: int, size_out: int, rank: int, scale: float):
         super().__init__()
@@ -40,8 +40,11 @@ class LowRank(nn.Module):
         self.scale = scale
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(linear(x, self.down), self.up) * self.scale
+    def forward(self, output: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+        """``rows`` is [...] bool. Three kernels: decoding waits for their number more than for their size."""
+        low = linear(x, self.down).flatten(0, -2)
+        added = torch.addmm(output.flatten(0, -2), low, self.up.T, alpha=self.scale).view_as(output)
+        return torch.where(rows[..., None], added, output)
 
 
 class GatedAdapter(nn.Module):
@@ -170,8 +173,6 @@ def _linear_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[tuple
 def _hook_of(term: LowRank):
     def add(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
         rows = block_rows()
-        if rows is None:
-            return None
-        return torch.where(rows[..., None], output + term(arguments[0]), output)
+        return None if rows is None else term(output, arguments[0], rows)
 
     return add

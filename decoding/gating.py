@@ -15,8 +15,8 @@ _offsets: ContextVar[Tensor | None] = ContextVar("offsets", default=None)
 
 
 @contextmanager
-def marked_block_rows(is_block: Tensor) -> Iterator[None]:
-    """Mark the block rows ([B, R] bool) of the forwards run inside."""
+def marked_block_rows(is_block: Tensor | None) -> Iterator[None]:
+    """Mark the block rows ([B, R] bool, None if there are none) of the forwards run inside."""
     token = _block_rows.set(is_block)
     try:
         yield
@@ -25,7 +25,7 @@ def marked_block_rows(is_block: Tensor) -> Iterator[None]:
 
 
 def block_rows() -> Tensor | None:
-    """The block rows of the running forward, [B, R] bool; None outside, where all rows are causal."""
+    """The block rows of the running forward, [B, R] bool; None where all rows are causal, as they are outside."""
     return _block_rows.get()
 
 

@@ -57,7 +57,8 @@ class EngineModel:
     def forward(self, rows: Rows) -> RowLogits:
         """One forward pass over ``rows``."""
         self.cache.plan(rows.slots, rows.num_slots)
-        with marked_block_rows(rows.is_block), marked_offsets(rows.offset):
+        is_block = rows.is_block if rows.has_blocks else None  # without any, nothing gated by them need run
+        with marked_block_rows(is_block), marked_offsets(rows.offset):
             embeddings = with_noise_level(self.model, rows.tokens, rows.level)
             hidden = run_trunk(
                 self.model, rows.tokens, rows.positions, rows.visibility, rows.num_slots, self.cache, embeddings

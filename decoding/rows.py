@@ -89,7 +89,10 @@ class RowList:
 
 @dataclass(frozen=True)
 class Rows:
-    """A rectangle of rows, ready for the model. Tensors are [B, R]; ``counts`` says how many rows are real."""
+    """A rectangle of rows, ready for the model. Tensors are [B, R]; ``counts`` says how many rows are real.
+
+    ``has_blocks`` says without a look at the device whether any row is a block row.
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -100,6 +103,7 @@ class Rows:
     slots: Tensor | slice
     num_slots: int
     counts: tuple[int, ...]
+    has_blocks: bool
 
     @classmethod
     def pack(cls, lists: SequenceOf[RowList], device: torch.device) -> "Rows":
@@ -117,4 +121,5 @@ class Rows:
         first = lists[0].slots[0]
         if len(lists) == 1 and lists[0].slots == list(range(first, first + width)):
             slots = slice(first, first + width)  # a view is written faster than an index
-        return cls(tokens, positions, visibility, is_block.bool(), offset, level, slots, num_slots, counts)
+        has_blocks = any(1 in rows.is_block for rows in lists)
+        return cls(tokens, positions, visibility, is_block.bool(), offset, level, slots, num_slots, counts, has_blocks)

@@ -86,6 +86,15 @@ def test_lossless_text_is_the_base_models(fresh_model, prompts):
     assert not torch.equal(other, drafts)
 
 
+def test_forwards_without_block_rows_do_not_meet_the_adapter(fresh_model, prompts):
+    model, met = fresh_model("llama"), []
+    for term in adapted(model).terms.values():
+        term.register_forward_hook(lambda *_: met.append(1))
+    for decoder, meets in ((NextTokenDecoder(), False), (SelfSpeculativeDecoder(block_size=4), True)):
+        model.generate(**prompts(7, 12), max_new_tokens=4, do_sample=False, custom_generate=decoder)
+        assert bool(met) == meets
+
+
 def test_the_mask_embedding_is_the_adapters_on_block_rows_only(fresh_model):
     model = fresh_model("llama")
     adapter = adapted(model)
