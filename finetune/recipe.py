@@ -138,9 +138,11 @@ class Recipe:
         """The ``attn_implementation`` of a run of such a model; raises ValueError for one that cannot train there."""
         if self.attention == "flex_attention" and device.type == "cpu":
             raise ValueError("attention 'flex_attention' cannot train on a CPU: PyTorch has no backward for it there")
+        if self.attention is not None:
+            return self.attention
         if self.compile and device.type == "cpu":  # how many keys a tile sees is not known to a compiler
-            return self.attention or "sdpa"
-        return self.attention or fastest_attention(device, config)
+            return "sdpa"
+        return fastest_attention(device, config)
 
     def training_arguments(self) -> TrainingArguments:
         settings = {"report_to": "none", **self.training}

@@ -50,16 +50,14 @@ class Contender:
 
 def contenders(model: PreTrainedModel, block_size: int, rank: int) -> Iterator[Contender]:
     """Next-token and set-block training of all weights, and of a row-gated adapter; ``model`` stays as it is."""
-    options = {
-        "block_sizes": (block_size,),
-        "mask_token_id": model.config.vocab_size - 1,
-    }  # for the cost any token will do
+    mask = model.config.vocab_size - 1  # for the cost any token will do
+    options = {"block_sizes": (block_size,), "mask_token_id": mask}
     full = copy.deepcopy(model).requires_grad_(True).train()
     yield Contender("ntp", full, NextTokenObjective())
     yield Contender("sbd", full, SetBlockObjective(**options))
     gated = copy.deepcopy(full).requires_grad_(False)
     adapter = GatedAdapter(gated, rank, 2 * rank)
-    adapter.mask_token_id = options["mask_token_id"]
+    adapter.mask_token_id = mask
     adapter.attach(gated)
     yield Contender("sbd gated", gated, SetBlockObjective(**options, gated=True))
 

@@ -184,11 +184,10 @@ def resample(
 
     bench = Bench(model, dtype, device, prompts, count)
     judge = None if control is None else load_model(control, parse_dtype(dtype))[0].to(device)
-    context, temperatures = bench.model.config.max_position_embeddings, temperature or (0.0, 0.5, 1.0)
+    context = bench.model.config.max_position_embeddings
 
     def samples(chosen, specs, temperatures):
-        settings = (seeds, batch_size, judge)
-        return measure_samples(bench.model, bench.tokenizer, chosen, specs, temperatures, *settings)
+        return measure_samples(bench.model, bench.tokenizer, chosen, specs, temperatures, seeds, batch_size, judge)
 
     with bench.results(out, name, seeds=seeds, batch_size=batch_size, control=control) as results:
         for path in texts or ():
@@ -196,7 +195,7 @@ def resample(
             exactness = measure_exactness(bench.model, ids, exact) if exact else {}
             results.take({"texts": Path(path).stem} | measure_likelihood(bench.model, ids, judge) | exactness)
         for chosen in bench.prompt_sets:
-            for row in samples(chosen, decoder or SPECS, temperatures):
+            for row in samples(chosen, decoder or SPECS, temperature or (0.0, 0.5, 1.0)):
                 results.take(row)
             if getattr(bench.model.generation_config, "trained_block_sizes", None):
                 kinds = families(block_size)

@@ -77,20 +77,10 @@ def test_resample(bench, folder, tmp_path):
     model.generation_config.trained_block_sizes, model.generation_config._from_model_config = [2], False
     model.save_pretrained(trained)
     save_offset_code(model, trained)
-    chosen = (
-        "--prompts",
-        "{prompts}",
-        "--texts",
-        "{prompts}",
-        "--control",
-        folder,
-        "--block-size",
-        "2",
-        "--exact",
-        "2",
-    )
+    texts = ("--prompts", "{prompts}", "--texts", "{prompts}", "--control", folder)
+    sizes = ("--block-size", "2", "--exact", "2")
     sampled = ("--temperature", "1", "--seeds", "2", "--decoder", "rpt:iterations=0.5")
-    _, file = bench("resample", *chosen, *sampled, model=str(trained))
+    _, file = bench("resample", *texts, *sizes, *sampled, model=str(trained))
     likelihood, samples, *rest = file["rows"]
     assert likelihood["documents"] == 3 and likelihood["exact_tokens"] == 2 and likelihood["control_loss"] > 0
     assert samples["seeds"] == 2 and samples["changes_per_token"] > 0
