@@ -4,18 +4,18 @@ A forward pass is a list of rows; a row sees at most two intervals of keys. A de
 forward: ``plan`` says which rows to run, ``absorb`` decides tokens from their logits.
 """
 
-from decoding.adapter import load_adapted, load_adapter, remove_adapter
 from decoding.batch import Batch, Sequence
-from decoding.cache import SlotCache
 from decoding.decoder import Decoder
+from decoding.forward.adapter import load_adapted, load_adapter, remove_adapter
+from decoding.forward.cache import SlotCache
+from decoding.forward.mask_token import find_mask_token
+from decoding.forward.visibility import Visibility
 from decoding.integration import install, uninstall
-from decoding.mask_token import find_mask_token
 from decoding.next_token import NextTokenDecoder
-from decoding.objective import NextTokenObjective
 from decoding.output import DecodeOutput
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RowScores, TopK
 from decoding.spec import decoder_from_spec
-from decoding.visibility import Visibility
+from decoding.training.objective import NextTokenObjective
 
 __all__ = [
     "Batch",

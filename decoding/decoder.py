@@ -6,8 +6,8 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from decoding.batch import Batch
-from decoding.model import RowLogits
-from decoding.rows import RowList
+from decoding.forward.model import RowLogits
+from decoding.forward.rows import RowList
 from decoding.sampling import TokenLaw
 
 

@@ -5,12 +5,12 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from decoding.batch import Batch, Sequence
-from decoding.cache import SlotCache
-from decoding.costs import measure_row_costs
 from decoding.decoder import Decoder
+from decoding.forward.cache import SlotCache
+from decoding.forward.costs import measure_row_costs
+from decoding.forward.mask_token import find_mask_token
+from decoding.forward.model import EngineModel
 from decoding.loop import commit_pending, decode
-from decoding.mask_token import find_mask_token
-from decoding.model import EngineModel
 from decoding.output import DecodeOutput, assemble
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping

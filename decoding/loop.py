@@ -4,8 +4,8 @@ import torch
 
 from decoding.batch import Batch
 from decoding.decoder import Decoder
-from decoding.model import EngineModel
-from decoding.rows import RowList, Rows
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
 from decoding.streaming import StreamWriter
 
 PREFILL_CHUNK = 512  # prompt tokens per forward; the last chunk rides with the first rows that decode

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from decoding.batch import Batch
 from decoding.decoder import Decoder
-from decoding.model import RowLogits
-from decoding.rows import RowList
+from decoding.forward.model import RowLogits
+from decoding.forward.rows import RowList
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TemperatureLogitsWarper
 
 from decoding.checks import check_choice, check_count, check_range
-from decoding.rows import RowList
+from decoding.forward.rows import RowList
 from decoding.sampling import Context, TokenLaw, draw
 
 ACCEPT = ("gibbs", "argmax_threshold")

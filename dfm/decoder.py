@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count, check_range
 from decoding.decoder import Decoder
-from decoding.mask_token import find_mask_token
-from decoding.model import RowLogits, check_model
-from decoding.noise_level import noise_levels
-from decoding.rows import RowList
+from decoding.forward.mask_token import find_mask_token
+from decoding.forward.model import RowLogits, check_model
+from decoding.forward.noise_level import noise_levels
+from decoding.forward.rows import RowList
 from decoding.rules import Rule
 from decoding.sampling import TokenLaw
 from dfm.draws import Draws, LikeliestDraws

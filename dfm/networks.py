@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from decoding.attention import run_trunk
-from decoding.noise_level import noise_levels, with_noise_level
-from decoding.visibility import Visibility
+from decoding.forward.attention import run_trunk
+from decoding.forward.noise_level import noise_levels, with_noise_level
+from decoding.forward.visibility import Visibility
 from dfm.schedulers import Scheduler
 from dfm.traits import FlowTraits
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from decoding.attention import run_trunk
-from decoding.blocks import BlockGrid, set_block_visibility
 from decoding.checks import check_choice, check_range
-from decoding.mask_token import find_mask_token
-from decoding.noise_level import NONE, noise_levels, with_noise_level
-from decoding.packed import Packing, next_token_targets, row_losses, target_mask
-from decoding.visibility import Visibility
+from decoding.forward.attention import run_trunk
+from decoding.forward.mask_token import find_mask_token
+from decoding.forward.noise_level import NONE, noise_levels, with_noise_level
+from decoding.forward.visibility import Visibility
+from decoding.training.blocks import BlockGrid, set_block_visibility
+from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
 from dfm.draws import BatchDraws
 from dfm.infilling import draw_outside_span, draw_prefix, draw_share
 from dfm.losses import generalised_kl, stratified_times
@@ -46,7 +46,7 @@ class NoisyBatch:
 class FlowObjective:
     """Mean loss in nats of predicting the clean tokens of X_t, and with blocks of the next token too.
 
-    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.packed`. The first token of a
+    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`. The first token of a
     text is always given.
 
     source: "mask" or "uniform" noise; scheduler: a name of :data:`dfm.named_samplers.SCHEDULERS`.
@@ -57,8 +57,8 @@ class FlowObjective:
     given: tokens of a whole text that stay clean: "none", a random "prefix", a random "share", or all but a "span".
     time_scope: with blocks, one time for each "row" or for each "block".
     phase: where the grid of blocks starts, as in SetBlockObjective.
-    time_input: tell the network the noise level (:mod:`decoding.noise_level`): "none", "additive", or by default none for
-        the mask source, whose posterior does not depend on it, and additive for the uniform one.
+    time_input: tell the network the noise level (:mod:`decoding.forward.noise_level`): "none", "additive", or by
+        default none for the mask source, whose posterior does not depend on it, and additive for the uniform one.
     shift: row i - 1 predicts token i, which keeps the habit of a causal checkpoint.
     ntp_weight: weight of the next-token cross-entropy of the clean copy; only with blocks.
     """

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from decoding.checks import check_choice
-from decoding.noise_level import noise_level_ids
+from decoding.forward.noise_level import noise_level_ids
 from dfm.sources import MaskSource, Source, UniformSource
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from decoding import decoder_from_spec
-from decoding.adapter import base_of, holds_adapter, load_adapter
 from decoding.checks import check_count
+from decoding.forward.adapter import base_of, holds_adapter, load_adapter
 from eval.counts import count, total
 from eval.finished import Finished, number_repeats, request_key
 

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from decoding.checks import check_count
-from decoding.packed import HEAD_CHUNK
 from decoding.previous import ResampleConfig
+from decoding.training.packed import HEAD_CHUNK
 from finetune.recipe import Recipe, head_size
 
 # bf16 FLOP/s of the tensor cores without sparsity, and bytes of memory; NVIDIA's data sheets (SXM).

@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import AddedToken
 
-from decoding.adapter import gated_adapter
+from decoding.forward.adapter import gated_adapter
 
 MASK_INITS = ("mean", "random")
 TOKEN = "<|mask|>"

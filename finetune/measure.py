@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from decoding import decoder_from_spec, find_mask_token
-from decoding.blocks import BlockGrid, set_block_visibility
 from decoding.checks import check_count
-from decoding.mask_token import has_mask_token
-from decoding.packed import Packing, target_mask
+from decoding.forward.mask_token import has_mask_token
+from decoding.training.blocks import BlockGrid, set_block_visibility
+from decoding.training.packed import Packing, target_mask
 from sbd.objective import run_copies
 
 CHUNK = 512  # rows whose laws are held at once

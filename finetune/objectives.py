@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from decoding.noise_level import add_noise_level_rows
+from decoding.forward.noise_level import add_noise_level_rows
 from finetune.mask_token import choose_mask_token, initialise_mask_token
 from rpt import load_offset_code, save_offset_code
 

@@ -13,8 +13,9 @@ import torch
 import yaml
 from transformers import PretrainedConfig, TrainingArguments
 
-from decoding import decoder_from_spec, tiles
+from decoding import decoder_from_spec
 from decoding.checks import check_choice, check_count, check_range
+from decoding.forward import tiles
 from finetune.data import Source
 from finetune.mask_token import MASK_INITS
 from finetune.measure import Measure

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from decoding import NextTokenObjective
-from decoding.adapter import gated_adapter
+from decoding.forward.adapter import gated_adapter
 from finetune.card import write_card
 from finetune.data import load_documents, stream_documents
 from finetune.interrupts import SaveOnInterrupt, full_disk_named

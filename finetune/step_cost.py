@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from decoding import NextTokenObjective
-from decoding.adapter import GatedAdapter
+from decoding.forward.adapter import GatedAdapter
 from finetune.estimate import GPUS, Estimate
 from finetune.recipe import Recipe
 from sbd import SetBlockObjective

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 
-from decoding.packed import Packing, target_mask
+from decoding.training.packed import Packing, target_mask
 
 TRAINED_FILE = "trained.safetensors"  # of a checkpoint of which most weights are frozen
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from decoding.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter
 from decoding.checks import check_choice, check_count, check_range
+from decoding.forward.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from decoding.packed import Packing
+from decoding.forward.visibility import Visibility
 from decoding.previous import ResampleConfig
-from decoding.visibility import Visibility
+from decoding.training.packed import Packing
 
 
 @dataclass(frozen=True)

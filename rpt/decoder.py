@@ -12,9 +12,9 @@ import torch
 from decoding.batch import Batch
 from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
-from decoding.model import RowLogits
+from decoding.forward.model import RowLogits
+from decoding.forward.rows import RowList
 from decoding.previous import AcceptRule, ResampleConfig, check_resampling
-from decoding.rows import RowList
 from decoding.sampling import TokenLaw
 from rpt.resampler import Forward, Resampler
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.attention import run_trunk
-from decoding.gating import marked_offsets
-from decoding.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.forward.attention import run_trunk
+from decoding.forward.gating import marked_offsets
+from decoding.forward.visibility import Visibility
 from decoding.previous import ResampleConfig
-from decoding.visibility import Visibility
+from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
 from rpt.branches import Branches
 from rpt.offset_code import attach_offset_code
 from rpt.permutation import Reordered, WindowPermuter
@@ -23,7 +23,7 @@ from rpt.permutation import Reordered, WindowPermuter
 class ResampleObjective(ResampleConfig):
     """Mean cross-entropy in nats of all rows that have a wanted target, each row weighing the same.
 
-    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.packed`, on a model that
+    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`, on a model that
     ``prepare`` gave an offset code. The fields are those of ResampleConfig. Metrics: ``ntp_loss`` of rows with offset 1,
     ``ptp_loss`` of those that predict a previous token, ``skip_loss`` of those that skip some; the last two are absent
     where the batch has none.

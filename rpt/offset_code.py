@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from decoding.gating import offsets
+from decoding.forward.gating import offsets
 from decoding.previous import ResampleConfig
 
 OFFSET_CODE_FILE = "offset_code.safetensors"

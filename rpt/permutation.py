@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.packed import Packing
 from decoding.previous import ResampleConfig
+from decoding.training.packed import Packing
 
 
 @dataclass(frozen=True)

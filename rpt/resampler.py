@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from decoding.batch import Batch, Sequence
+from decoding.forward.rows import RowList
 from decoding.previous import ResampleConfig, add_previous_rows
-from decoding.rows import RowList
 
 
 @dataclass

@@ -18,7 +18,7 @@ import weakref
 from dataclasses import dataclass
 
 from decoding.batch import Sequence
-from decoding.costs import RowCosts
+from decoding.forward.costs import RowCosts
 from sbd.planner import Draft, Planner, likeliest
 
 MARGIN = 1.05  # drafting must promise this much more than plain decoding

@@ -15,9 +15,9 @@ from torch import Tensor
 from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
-from decoding.model import RowLogits
+from decoding.forward.model import RowLogits
+from decoding.forward.rows import RowList
 from decoding.previous import check_resampling
-from decoding.rows import RowList
 from decoding.rules import EntropyBound, RowScores, Rule
 from decoding.sampling import TokenLaw
 from sbd.revision import Resample, Revision, await_revision, settle

@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 from transformers import DynamicCache
 
-from decoding.attention import run_trunk
-from decoding.blocks import BlockGrid, set_block_visibility
 from decoding.checks import check_choice, check_range
-from decoding.gating import marked_block_rows
-from decoding.mask_token import find_mask_token
-from decoding.packed import Packing, in_chunks, next_token_targets, row_losses, target_mask
-from decoding.visibility import Visibility
+from decoding.forward.attention import run_trunk
+from decoding.forward.gating import marked_block_rows
+from decoding.forward.mask_token import find_mask_token
+from decoding.forward.visibility import Visibility
+from decoding.training.blocks import BlockGrid, set_block_visibility
+from decoding.training.packed import Packing, in_chunks, next_token_targets, row_losses, target_mask
 
 
 @dataclass(frozen=True)
 class SetBlockObjective:
     """Loss in nats: next-token cross-entropy of the clean rows plus cross-entropy of the masked tokens of the blocks.
 
-    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.packed`. The loss is the sum of
-    both parts divided by the number of all labels (equation 14; no weight for the masking rate).
+    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`. The loss is
+    the sum of both parts divided by the number of all labels (equation 14; no weight for the masking rate).
 
     block_sizes: one is drawn for each call; must hold every size used for decoding. The paper draws 2..16.
     eta_scope: the masking rate is uniform on (0, 1), one draw per "sequence" (paper) or per "block".

@@ -11,9 +11,9 @@ from typing import Literal
 
 from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count, check_range
-from decoding.model import RowLogits
+from decoding.forward.model import RowLogits
+from decoding.forward.rows import RowList
 from decoding.previous import AcceptRule, ResampleConfig, add_previous_rows
-from decoding.rows import RowList
 from sbd.state import FinishedBlock, OpenBlock
 
 

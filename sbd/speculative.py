@@ -17,8 +17,8 @@ from typing import Literal
 from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
-from decoding.model import RowLogits
-from decoding.rows import RowList
+from decoding.forward.model import RowLogits
+from decoding.forward.rows import RowList
 from decoding.sampling import TokenLaw
 from sbd.auto import AutoPlanner
 from sbd.decoder import warn_untrained_size

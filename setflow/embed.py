@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from decoding.adapter import SETTINGS_FILE, WEIGHTS_FILE, holds_adapter, read_settings
+from decoding.forward.adapter import SETTINGS_FILE, WEIGHTS_FILE, holds_adapter, read_settings
 from setflow.loading import EMBEDDED, EMBEDDED_GATED
 
 STAGES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from decoding.adapter import SETTINGS_FILE, base_of, holds_adapter, load_adapter
-from decoding.mask_token import has_mask_token
+from decoding.forward.adapter import SETTINGS_FILE, base_of, holds_adapter, load_adapter
+from decoding.forward.mask_token import has_mask_token
 from rpt import OFFSET_CODE_FILE, load_offset_code
 
 EMBEDDED = Path(__file__).parent / "embedded"

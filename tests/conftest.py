@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from decoding.batch import Batch, Sequence
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import Rows
 from decoding.loop import decode
-from decoding.model import EngineModel
-from decoding.rows import Rows
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping
 from decoding.streaming import StreamWriter

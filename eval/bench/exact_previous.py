@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decoding.model import EngineModel
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
 from decoding.previous import ResampleConfig, add_previous_rows
-from decoding.rows import RowList, Rows
 
 WITHIN = 128  # longer contexts cost more and tell the same
 AT_ONCE = 512  # entries of the vocabulary in one forward

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.model import EngineModel
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
 from decoding.previous import ResampleConfig, add_previous_rows
-from decoding.rows import RowList, Rows
 from eval.bench.contenders import Contender
 from eval.bench.prompts import PromptSet
 

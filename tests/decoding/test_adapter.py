@@ -7,9 +7,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from decoding import NextTokenDecoder
-from decoding.adapter import SETTINGS_FILE, GatedAdapter, gated_adapter, load_adapted, load_adapter, remove_adapter
-from decoding.gating import marked_block_rows
-from decoding.packed import Packing
+from decoding.forward.adapter import (
+    SETTINGS_FILE,
+    GatedAdapter,
+    gated_adapter,
+    load_adapted,
+    load_adapter,
+    remove_adapter,
+)
+from decoding.forward.gating import marked_block_rows
+from decoding.training.packed import Packing
 from sbd import SelfSpeculativeDecoder, SetBlockDecoder, SetBlockObjective
 from tests.conftest import MASK
 
@@ -49,8 +56,8 @@ def test_clean_rows_and_their_keys_are_bit_identical(fresh_model, family):
     """In the layout of training: same rows, adapter on and off."""
     from transformers import DynamicCache
 
-    from decoding.attention import run_trunk
-    from decoding.blocks import BlockGrid, set_block_visibility
+    from decoding.forward.attention import run_trunk
+    from decoding.training.blocks import BlockGrid, set_block_visibility
 
     model, tokens = fresh_model(family), BATCH["input_ids"]
     packing = Packing.of(BATCH["document_ids"])

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from decoding.cache import GROWTH, SlotCache
-from decoding.model import EngineModel
-from decoding.rows import RowList, Rows
+from decoding.forward.cache import GROWTH, SlotCache
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
 
 HEADS, WIDTH = 2, 3
 

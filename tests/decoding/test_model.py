@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from decoding import NextTokenDecoder, SlotCache
-from decoding import model as engine_model
-from decoding.gating import block_rows, marked_block_rows
-from decoding.model import EngineModel, RowLogits, check_model
-from decoding.rows import RowList, Rows
+from decoding.forward import model as engine_model
+from decoding.forward.gating import block_rows, marked_block_rows
+from decoding.forward.model import EngineModel, RowLogits, check_model
+from decoding.forward.rows import RowList, Rows
 
 SMALL = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
 
@@ -129,7 +129,7 @@ def test_the_probe_sees_a_model_that_ignores_our_mask(fresh_model, monkeypatch):
     monkeypatch.setattr(engine_model, "TESTED", ())
     check_model(model)
     engine_model._probed.clear()
-    monkeypatch.setattr("decoding.attention.attention_masks", lambda model, visibility, slots: None)
+    monkeypatch.setattr("decoding.forward.attention.attention_masks", lambda model, visibility, slots: None)
     with pytest.raises(ValueError, match="model_type='llama' cannot be decoded: its logits"):
         check_model(model)
 

@@ -150,7 +150,7 @@ def exact_law(model, prompt: list[int], length: int, steps: LogitsProcessorList)
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sampled_texts_follow_the_exact_law(shared_model, monkeypatch, name):
-    monkeypatch.setattr("decoding.cache.GROWTH", 4)  # thousands of sequences, each a few tokens long
+    monkeypatch.setattr("decoding.forward.cache.GROWTH", 4)  # thousands of sequences, each a few tokens long
     model = shared_model("llama", vocab_size=6, initializer_range=0.2)
     prompt, length, count = [3, 1], 2, 1000
     torch.manual_seed(11)

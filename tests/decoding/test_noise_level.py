@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoModelForCausalLM
 
-from decoding.model import EngineModel
-from decoding.noise_level import (
+from decoding.forward.model import EngineModel
+from decoding.forward.noise_level import (
     GIVEN,
     LEVELS,
     NONE,
@@ -15,7 +15,7 @@ from decoding.noise_level import (
     noise_levels,
     with_noise_level,
 )
-from decoding.rows import RowList, Rows
+from decoding.forward.rows import RowList, Rows
 from tests.conftest import VOCAB, build
 
 

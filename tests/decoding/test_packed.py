@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from decoding.attention import run_trunk
-from decoding.objective import NextTokenObjective
-from decoding.packed import Packing, next_token_targets, row_losses, target_mask
-from decoding.visibility import Visibility
+from decoding.forward.attention import run_trunk
+from decoding.forward.visibility import Visibility
+from decoding.training.objective import NextTokenObjective
+from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
 from tests.conftest import VOCAB
 
 DOCUMENTS = torch.tensor([[4, 4, 4, 9, 9, 2, -1, -1], [-1, 0, 0, 0, 0, 0, 0, 0]])
@@ -136,7 +136,7 @@ def test_the_head_in_chunks_is_the_head_in_one(fresh_model, monkeypatch):
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
     found = []
     for chunk in (2**27, 5 * VOCAB):
-        monkeypatch.setattr("decoding.packed.HEAD_CHUNK", chunk)
+        monkeypatch.setattr("decoding.training.packed.HEAD_CHUNK", chunk)
         losses = row_losses(model, hidden, labels)
         gradients = torch.autograd.grad((losses * labels).sum(), [hidden, model.lm_head.weight])
         found.append([losses, *gradients])

@@ -8,7 +8,7 @@ from transformers import DynamicCache, LogitsProcessorList
 from transformers.generation import logits_process as processors
 
 from decoding import NextTokenDecoder, SlotCache
-from decoding.model import EngineModel
+from decoding.forward.model import EngineModel
 from sbd import SetBlockDecoder
 
 NTP, SBD = NextTokenDecoder(), SetBlockDecoder(block_size=4)

@@ -2,7 +2,7 @@
 
 import torch
 
-from decoding.rows import RowList, Rows
+from decoding.forward.rows import RowList, Rows
 
 CPU = torch.device("cpu")
 

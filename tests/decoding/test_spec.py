@@ -7,7 +7,7 @@ import pytest
 
 from decoding import NextTokenDecoder, decoder_from_spec
 from decoding.checks import check_choice, check_count, check_range
-from decoding.mask_token import find_mask_token
+from decoding.forward.mask_token import find_mask_token
 from sbd import ConfidenceFactor, ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from decoding import tiles
-from decoding.tiles import tiled_attention
+from decoding.forward import tiles
+from decoding.forward.tiles import tiled_attention
 from sbd import SetBlockObjective
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 
-from decoding.attention import attention_masks, run_trunk
-from decoding.rows import RowList, Rows
-from decoding.visibility import Visibility
+from decoding.forward.attention import attention_masks, run_trunk
+from decoding.forward.rows import RowList, Rows
+from decoding.forward.visibility import Visibility
 
 
 def random_visibility(generator: torch.Generator, batch: int, rows: int, slots: int) -> Visibility:

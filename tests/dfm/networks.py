@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.noise_level import LEVELS, NONE, add_noise_level_rows, level_features
+from decoding.forward.noise_level import LEVELS, NONE, add_noise_level_rows, level_features
 from dfm.schedulers import Scheduler
 from dfm.traits import FlowTraits, ids_without_text
 from tests.conftest import MASK, build

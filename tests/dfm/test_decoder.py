@@ -108,9 +108,9 @@ def decode_with_seed(model, decoder, ids, config, seed):
     from transformers import LogitsProcessorList
 
     from decoding.batch import Batch
+    from decoding.forward.model import EngineModel
     from decoding.generate import make_sequences
     from decoding.loop import decode
-    from decoding.model import EngineModel
     from decoding.stopping import Stopping
     from decoding.streaming import StreamWriter
 

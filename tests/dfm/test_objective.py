@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from decoding.noise_level import add_noise_level_rows
-from decoding.packed import Packing, target_mask
+from decoding.forward.noise_level import add_noise_level_rows
+from decoding.training.packed import Packing, target_mask
 from dfm import BatchDraws, FlowDecoder, FlowObjective
 from dfm.losses import generalised_kl
 from dfm.networks import Bidirectional

@@ -10,7 +10,7 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: install the extra [eval]")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from decoding.adapter import GatedAdapter, gated_adapter
+from decoding.forward.adapter import GatedAdapter, gated_adapter
 from eval.model import SetflowLM, StopText
 
 # Word-like prompts of different lengths; two are equal.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from decoding.adapter import GatedAdapter
+from decoding.forward.adapter import GatedAdapter
 from finetune import Recipe, load_recipe
 from finetune.estimate import KNOWN, Estimate, layer_bytes
 from finetune.recipe import RECIPES as RECIPE_FOLDER

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from decoding.adapter import GatedAdapter
+from decoding.forward.adapter import GatedAdapter
 from finetune.mask_token import TOKEN, choose_mask_token, initialise_mask_token
 
 

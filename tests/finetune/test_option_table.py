@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from decoding.adapter import gated_adapter
+from decoding.forward.adapter import gated_adapter
 from finetune import option_table
 from finetune.option_table import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
 from finetune.step_cost import contenders, measure_steps, share_of_peak

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from decoding import NextTokenDecoder
-from decoding.adapter import SETTINGS_FILE, WEIGHTS_FILE
+from decoding.forward.adapter import SETTINGS_FILE, WEIGHTS_FILE
 from finetune import finetune
 from finetune.tuning import merge_adapter
 from sbd import SelfSpeculativeDecoder

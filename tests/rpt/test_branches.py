@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from decoding import NextTokenObjective
-from decoding.packed import Packing
+from decoding.training.packed import Packing
 from rpt import ResampleConfig, ResampleObjective
 from rpt.branches import Branches
 from tests.rpt.test_decoder import uncached_previous

@@ -10,14 +10,14 @@ from transformers.generation import TemperatureLogitsWarper
 
 from decoding import NextTokenDecoder, SlotCache, decoder_from_spec
 from decoding.batch import Batch, Sequence
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
 from decoding.loop import decode
-from decoding.model import EngineModel
-from decoding.packed import Packing
 from decoding.previous import AcceptRule, ResampleConfig, add_previous_rows
-from decoding.rows import RowList, Rows
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping
 from decoding.streaming import StreamWriter
+from decoding.training.packed import Packing
 from rpt import ResampleDecoder, ResampleObjective
 from rpt.permutation import reordered
 from tests.conftest import FAMILIES, MASK

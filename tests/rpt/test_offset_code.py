@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoding import NextTokenObjective
-from decoding.packed import Packing
+from decoding.training.packed import Packing
 from rpt import (
     OffsetCode,
     ResampleConfig,

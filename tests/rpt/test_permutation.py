@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from decoding.packed import Packing
+from decoding.training.packed import Packing
 from rpt import ResampleConfig, WindowPermuter
 from rpt.permutation import _before_window
 

@@ -6,10 +6,10 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from decoding.batch import Batch, Sequence
+from decoding.forward.model import RowLogits
+from decoding.forward.rows import Rows
 from decoding.loop import decode
-from decoding.model import RowLogits
 from decoding.previous import ResampleConfig
-from decoding.rows import Rows
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping
 from decoding.streaming import StreamWriter

@@ -9,10 +9,10 @@ from torch.distributions import Categorical
 
 from decoding import NextTokenDecoder
 from decoding.batch import Batch
-from decoding.cache import SlotCache
+from decoding.forward.cache import SlotCache
+from decoding.forward.model import EngineModel
 from decoding.generate import make_sequences
 from decoding.loop import decode
-from decoding.model import EngineModel
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping
 from decoding.streaming import StreamWriter
@@ -259,7 +259,7 @@ def test_the_literal_mask_token_in_a_prompt_is_text(shared_model, prompts):
 
 @pytest.mark.parametrize("top_k", [0, 3])
 def test_tokens_revealed_together_are_independent_draws(shared_model, monkeypatch, top_k):
-    monkeypatch.setattr("decoding.cache.GROWTH", 4)  # thousands of sequences, each a few tokens long
+    monkeypatch.setattr("decoding.forward.cache.GROWTH", 4)  # thousands of sequences, each a few tokens long
     model = shared_model("llama", vocab_size=7, initializer_range=0.4)
     mask, prompt = 6, [3, 1]
     decoder = SetBlockDecoder(block_size=2, rule=EntropyBound(math.inf), anchor=True)

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from decoding.attention import run_trunk
-from decoding.model import EngineModel
-from decoding.packed import Packing
-from decoding.rows import RowList, Rows
+from decoding.forward.attention import run_trunk
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
+from decoding.training.packed import Packing
 from sbd import SetBlockObjective
 from sbd.objective import BlockGrid, set_block_visibility
 from tests.conftest import MASK

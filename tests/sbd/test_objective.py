@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decoding import NextTokenObjective
-from decoding.packed import Packing
+from decoding.training.packed import Packing
 from sbd import SetBlockObjective
 from sbd.objective import BlockGrid, _gains_by_two_forwards
 from tests.conftest import MASK

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from decoding.batch import Sequence
-from decoding.costs import RowCosts, measure_row_costs
-from decoding.model import EngineModel
+from decoding.forward.costs import RowCosts, measure_row_costs
+from decoding.forward.model import EngineModel
 from sbd.acceptance import AcceptanceTable
 from sbd.auto import AutoPlanner
 from sbd.lookup import PromptLookup

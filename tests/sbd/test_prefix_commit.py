@@ -7,8 +7,8 @@ import torch
 from transformers import LogitsProcessorList
 
 from decoding.batch import Batch, Sequence
+from decoding.forward.model import EngineModel
 from decoding.loop import decode
-from decoding.model import EngineModel
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping
 from decoding.streaming import StreamWriter

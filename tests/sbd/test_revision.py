@@ -6,8 +6,8 @@ from transformers import LogitsProcessorList
 
 from decoding import decoder_from_spec
 from decoding.batch import Batch, Sequence
+from decoding.forward.model import EngineModel
 from decoding.loop import decode
-from decoding.model import EngineModel
 from decoding.previous import ResampleConfig
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping

@@ -9,10 +9,10 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from decoding import NextTokenDecoder, SlotCache
 from decoding.batch import Batch, Sequence
-from decoding.gating import block_rows
+from decoding.forward.gating import block_rows
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
 from decoding.loop import decode
-from decoding.model import EngineModel
-from decoding.rows import RowList, Rows
 from decoding.sampling import TokenLaw
 from decoding.stopping import Stopping
 from decoding.streaming import StreamWriter

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.packed import Packing
-from decoding.visibility import Visibility
+from decoding.forward.visibility import Visibility
+from decoding.training.packed import Packing
 
 
 @dataclass(frozen=True)

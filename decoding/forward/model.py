@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from decoding.attention import MASK_FORMS, run_trunk
-from decoding.cache import SlotCache
-from decoding.gating import marked_block_rows, marked_offsets
-from decoding.noise_level import with_noise_level
-from decoding.rows import Rows
+from decoding.forward.attention import MASK_FORMS, run_trunk
+from decoding.forward.cache import SlotCache
+from decoding.forward.gating import marked_block_rows, marked_offsets
+from decoding.forward.noise_level import with_noise_level
+from decoding.forward.rows import Rows
 
 TESTED = ("llama", "qwen2", "qwen3", "mistral")
 _probed: set[str] = set()
@@ -95,7 +95,7 @@ def check_model(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def _probe(model: PreTrainedModel) -> bool:
     """True if a chunked forward through the engine gives the model's own logits and obeys the masks."""
-    from decoding.rows import RowList
+    from decoding.forward.rows import RowList
 
     count, split = 12, 7
     tokens = torch.arange(1, count + 1, device=model.device) % model.config.vocab_size

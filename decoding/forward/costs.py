@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from decoding.model import EngineModel
-from decoding.rows import RowList, Rows
+from decoding.forward.model import EngineModel
+from decoding.forward.rows import RowList, Rows
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 CONTEXT = 64  # tokens in the cache while measuring

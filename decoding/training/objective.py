@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decoding.attention import run_trunk
-from decoding.packed import Packing, next_token_targets, row_losses, target_mask
-from decoding.visibility import Visibility
+from decoding.forward.attention import run_trunk
+from decoding.forward.visibility import Visibility
+from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
 
 
 @dataclass(frozen=True)
 class NextTokenObjective:
     """Mean next-token cross-entropy in nats over the wanted tokens.
 
-    Called as ``objective(model, batch) -> (loss, metrics)`` with a batch as in :mod:`decoding.packed`.
+    Called as ``objective(model, batch) -> (loss, metrics)`` with a batch as in :mod:`decoding.training.packed`.
     """
 
     def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

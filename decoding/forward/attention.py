@@ -3,8 +3,8 @@
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from decoding import tiles
-from decoding.visibility import Visibility
+from decoding.forward import tiles
+from decoding.forward.visibility import Visibility
 
 MASK_FORMS = ("sdpa", tiles.NAME, "eager", "flex_attention")
 

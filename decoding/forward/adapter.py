@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from decoding.gating import block_rows
+from decoding.forward.gating import block_rows
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SETTINGS_FILE, WEIGHTS_FILE = "gated_adapter.json", "gated_adapter.safetensors"

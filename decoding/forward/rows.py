@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from decoding.noise_level import NONE
-from decoding.visibility import Visibility
+from decoding.forward.noise_level import NONE
+from decoding.forward.visibility import Visibility
 
 
 @dataclass
@@ -18,7 +18,7 @@ class RowList:
     """The rows of one sequence, in the order in which they will lie in the forward.
 
     ``offset`` is the place of the token that a causal row predicts, relative to the row's own token: 1 is the next one.
-    ``level`` says how noisy a block row's token is (:mod:`decoding.noise_level`).
+    ``level`` says how noisy a block row's token is (:mod:`decoding.forward.noise_level`).
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class RowList:
     ) -> None:
         """Add a block from ``position`` on, in slots from ``slot`` on; its rows see all before it and each other.
 
-        ``levels``: how noisy its tokens are, for models that are told (:mod:`decoding.noise_level`).
+        ``levels``: how noisy its tokens are, for models that are told (:mod:`decoding.forward.noise_level`).
         """
         positions, end = range(position, position + len(tokens)), slot + len(tokens)
         levels = NONE if levels is None else levels

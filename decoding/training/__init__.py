@@ -1,0 +1,1 @@
+"""Rows of training: packed documents, clean and corrupted copies, and what an objective is."""
