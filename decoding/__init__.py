@@ -6,14 +6,17 @@ forward: ``plan`` says which rows to run, ``absorb`` decides tokens from their l
 
 from decoding.batch import Batch, Sequence
 from decoding.decoder import Decoder
+from decoding.engine import Engine, Step
 from decoding.forward.adapter import load_adapted, load_adapter, remove_adapter
 from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
+from decoding.forward.rows import RowList
 from decoding.forward.visibility import Visibility
 from decoding.integration import install, uninstall
 from decoding.next_token import NextTokenDecoder
 from decoding.output import DecodeOutput
-from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RowScores, TopK
+from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, RowScores, TopK
+from decoding.sampling import TokenLaw
 from decoding.spec import decoder_from_spec
 from decoding.training.objective import NextTokenObjective
 
@@ -23,12 +26,17 @@ __all__ = [
     "ConfidenceThreshold",
     "DecodeOutput",
     "Decoder",
+    "Engine",
     "EntropyBound",
     "NextTokenDecoder",
     "NextTokenObjective",
+    "RevealRule",
+    "RowList",
     "RowScores",
     "Sequence",
     "SlotCache",
+    "Step",
+    "TokenLaw",
     "TopK",
     "Visibility",
     "decoder_from_spec",

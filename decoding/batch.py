@@ -1,4 +1,4 @@
-"""The state of a run: for every sequence the tokens that are final, and what the decoder remembers of it.
+"""The state of a run: for every sequence the tokens that are final, when it ends, and what the decoder remembers of it.
 
 No model and no text in here, only token ids.
 """
@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, PretrainedConfig, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria
 
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
 
 
 @dataclass
@@ -66,6 +67,48 @@ class Sequence:
         return self.index, [*self.padding, *self.tokens, *drafts]
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """When a sequence ends: EOS, stop strings and any other criteria, exact inside a block.
+
+    ``eos_token_ids`` end a sequence and belong to it. Several tokens are committed at once, so ``criteria`` are asked
+    about every prefix in turn, and the text is cut at the first that stops.
+    """
+
+    eos_token_ids: frozenset[int] = frozenset()
+    criteria: tuple[StoppingCriteria, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def from_generate(
+        cls, config: GenerationConfig, criteria: StoppingCriteriaList | None, device: torch.device
+    ) -> "Stopping":
+        """What ``generate`` prepared. Its EOS and length criteria are counted here rather than asked.
+
+        A user's own criterion of either kind counts too, as it does in transformers.
+        """
+        given = [c.eos_token_id.flatten().tolist() for c in criteria or () if type(c) is EosTokenCriteria]
+        eos = [] if config.eos_token_id is None else config.eos_token_id
+        ids = frozenset(sum(given, []) if given else [eos] if isinstance(eos, int) else eos)
+        asked = []
+        for criterion in criteria or ():
+            is_limit = type(criterion) is MaxLengthCriteria and criterion.max_length == config.max_length
+            if not is_limit and type(criterion) is not EosTokenCriteria:
+                asked.append(criterion)
+        return cls(ids, tuple(asked), device)
+
+    def cut(self, tokens: SequenceOf[int], new_tokens: SequenceOf[int]) -> int | None:
+        """How many of ``new_tokens`` are left when they follow ``tokens``, or None if nothing stops."""
+        for count, token in enumerate(new_tokens, 1):
+            if token in self.eos_token_ids:
+                return count
+            if self.criteria:
+                prefix = torch.tensor([[*tokens, *new_tokens[:count]]], device=self.device)
+                if any(torch.as_tensor(criterion(prefix, None)).all() for criterion in self.criteria):
+                    return count
+        return None
+
+
 @dataclass
 class Batch:
     """The unfinished sequences of a run and what holds for all of them.
@@ -78,8 +121,7 @@ class Batch:
     stopping: Stopping
     mask_token_id: int | None = None
     wants_logprobs: bool = False
-    row_costs: Any = None
-    config: Any = None
+    config: PretrainedConfig | None = None
     state: Any = None
 
     @property

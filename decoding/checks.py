@@ -1,5 +1,7 @@
 """Checks of values that users type: each raises a ValueError that names the field, the value and what is allowed."""
 
+import importlib
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -33,3 +35,26 @@ def check_count(field: str, value: Any, low: int = 1, high: int | None = None) -
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{field} must be a whole number {allowed}, got {value!r}")
+
+
+def named_object(field: str, name: str) -> Any:
+    """What ``name``, a "package.module.Name", names: how a class of one's own is given on a command line.
+
+    Raises ValueError, with ``field``, if it cannot be imported.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{field}: cannot import {name!r}: {error}") from error
+
+
+def warn_untrained_size(model: Any, block_size: int) -> None:
+    """Warn if the model names the block sizes it was trained with and this one is not among them."""
+    trained = getattr(model.generation_config, "trained_block_sizes", None)
+    if trained and block_size > 1 and block_size not in trained:
+        warnings.warn(
+            f"block_size={block_size}: this model was trained with block sizes {min(trained)} to {max(trained)}; "
+            f"expect worse text",
+            stacklevel=2,
+        )

@@ -4,31 +4,33 @@ from dataclasses import dataclass
 
 from decoding.batch import Batch
 from decoding.decoder import Decoder
-from decoding.forward.model import RowLogits
+from decoding.engine import Step
 from decoding.forward.rows import RowList
 
 
 @dataclass(frozen=True)
 class NextTokenDecoder(Decoder):
-    """One token per forward: the pending token runs as a causal row and its law gives the next one."""
+    """One token per forward: the pending token runs as a causal row, which decides the next one."""
 
-    gives_logprobs = True
+    @property
+    def gives_logprobs(self) -> bool:
+        return True
 
     def plan(self, batch: Batch) -> list[RowList]:
         lists = []
         for sequence in batch.unfinished:
             rows = RowList()
-            rows.add_causal(sequence.pending, sequence.cached)
+            sequence.state = rows.add_causal(sequence.pending, sequence.cached)[-1:]
             lists.append(rows)
         return lists
 
-    def absorb(self, batch: Batch, logits: RowLogits) -> None:
-        sequences = batch.unfinished
-        last = [len(sequence.pending) - 1 for sequence in sequences]
-        raw = logits(range(len(sequences)), last)
+    def absorb(self, batch: Batch, step: Step) -> None:
+        sequences = step.sequences
+        raw = step.logits((i, sequence.state) for i, sequence in enumerate(sequences))
         logprobs = raw.log_softmax(-1) if batch.wants_logprobs else None
         scores = batch.law.scores(raw, context=lambda i: sequences[i].left_of())
-        tokens = batch.law.choose(scores, [sequence.generator for sequence in sequences]).tolist()
-        for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+        chosen = batch.law.choose(scores, [sequence.generator for sequence in sequences])
+        known = None if logprobs is None else logprobs.gather(-1, chosen[:, None]).tolist()
+        for i, (sequence, token) in enumerate(zip(sequences, chosen.tolist(), strict=True)):
             sequence.cached = len(sequence.tokens)
-            batch.commit(sequence, [token], logprobs=None if logprobs is None else [logprobs[i, token].item()])
+            batch.commit(sequence, [token], logprobs=None if known is None else known[i])

@@ -107,11 +107,11 @@ def check_resampling(model, window: int) -> None:
 
 def add_previous_rows(
     rows: RowList, tokens: Sequence[int], i: int, window: int, config: ResampleConfig, slot: int, row_before: bool
-) -> int:
+) -> range:
     """Add the rows that predict ``tokens[i]`` from what stands before it and the window - 1 tokens after it.
 
     They go to slots from ``slot`` on. With ``row_before`` the row of token i - 1 is run again with the offset 2 that it
-    had in training. Returns how many rows were added; the last of them predicts token i.
+    had in training. Returns the rows that were added; the last of them predicts token i.
     """
     after = range(i + 1, i + window)
     shift = 1 if config.rope_index == "slot" else 0
@@ -120,8 +120,7 @@ def add_previous_rows(
     offsets = [1] * (window - 2) + [1 - window]
     if row_before:
         branch, positions, offsets = [tokens[i - 1], *branch], [i - 1, *positions], [2, *offsets]
-    rows.add_branch(branch, positions, offsets, i - row_before, slot)
-    return len(branch)
+    return rows.add_branch(branch, positions, offsets, i - row_before, slot)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Shapes: B sequences, Q rows of a block. A rule is called as ``rule(scores, maske
 revealed in any case and count before all others.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,8 +44,16 @@ class RowScores:
         return {"entropy": self.entropy, "confidence": -self.confidence, "margin": -self.margin}[order]
 
 
+class RevealRule(ABC):
+    """Base of all rules, which are frozen dataclasses of their settings."""
+
+    @abstractmethod
+    def __call__(self, scores: RowScores, masked: Tensor, first: Tensor | None = None) -> Tensor:
+        """Which masked rows to reveal, [B, Q] bool; ``masked`` and ``first`` are [B, Q] bool, too."""
+
+
 @dataclass(frozen=True)
-class EntropyBound:
+class EntropyBound(RevealRule):
     """Reveal the longest prefix, in ``order``, with sum(H) - max(H) <= entropy_bound (in nats).
 
     Source: EB-Sampler, arXiv 2505.24857; Set Block Decoding, arXiv 2509.04185, equations 8 and 18. The left side bounds
@@ -59,7 +68,7 @@ class EntropyBound:
     order: Order = "entropy"
     max_reveal: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("entropy_bound", self.entropy_bound, 0)
         check_choice("order", self.order, ORDERS)
         _check_max_reveal(self.max_reveal)
@@ -77,13 +86,13 @@ class EntropyBound:
 
 
 @dataclass(frozen=True)
-class ConfidenceThreshold:
+class ConfidenceThreshold(RevealRule):
     """Reveal every token whose law has a probability above ``confidence_threshold`` (Fast-dLLM, arXiv 2505.22618)."""
 
     confidence_threshold: float = 0.9
     max_reveal: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("confidence_threshold", self.confidence_threshold, 0, 1)
         _check_max_reveal(self.max_reveal)
 
@@ -94,7 +103,7 @@ class ConfidenceThreshold:
 
 
 @dataclass(frozen=True)
-class ConfidenceFactor:
+class ConfidenceFactor(RevealRule):
     """Reveal the n most confident tokens, n the largest with (n + 1) (1 - c_n) < confidence_factor.
 
     c_n is the n-th largest confidence. Source: Fast-dLLM, arXiv 2505.22618.
@@ -103,7 +112,7 @@ class ConfidenceFactor:
     confidence_factor: float = 1.0
     max_reveal: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("confidence_factor", self.confidence_factor, 0)
         _check_max_reveal(self.max_reveal)
 
@@ -117,22 +126,19 @@ class ConfidenceFactor:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(RevealRule):
     """Reveal the ``top_k`` best tokens of each forward, in ``order``."""
 
     top_k: int = 1
     order: Order = "confidence"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count("top_k", self.top_k)
         check_choice("order", self.order, ORDERS)
 
     def __call__(self, scores: RowScores, masked: Tensor, first: Tensor | None = None) -> Tensor:
         order = _ranking(scores.cost(self.order), masked, first)
         return _reveal(torch.ones_like(masked), order, masked, first, self.top_k)
-
-
-Rule = EntropyBound | ConfidenceThreshold | ConfidenceFactor | TopK
 
 
 def _check_max_reveal(value: int | None) -> None:

@@ -101,12 +101,16 @@ class TokenLaw:
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Tokens [N] drawn from rows [N, V] of probabilities by inverse CDF in float64, row i with ``generators[i]``.
+    """Tokens [N] drawn from rows [N, V] of probabilities, row i with ``generators[i]``.
 
     One uniform number for each row, from the generator of the row's sequence: what a sequence draws does not depend on
     the batch around it.
     """
-    uniform = uniforms(generators, probabilities.device)
+    return inverse_cdf(probabilities, uniforms(generators, probabilities.device))
+
+
+def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens [N] at the numbers ``uniform`` [N] in [0, 1) of the cumulative probabilities of rows [N, V], in float64."""
     cumulative = probabilities.double().cumsum(-1)
     threshold = uniform[:, None] * cumulative[:, -1:]
     # The first token whose cumulative mass exceeds the threshold, so a token of probability zero is never drawn.
@@ -117,3 +121,23 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor
 def uniforms(generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
     """Numbers [N] in [0, 1), float64, one from each generator in turn."""
     return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators]).to(device)
+
+
+class UniformStream:
+    """The random numbers of one sequence, in [0, 1), float64: looked at before it is known how many are used."""
+
+    def __init__(self, generator: torch.Generator):
+        self._generator = generator
+        self._ahead = torch.empty(0, dtype=torch.float64)
+
+    def peek(self, count: int) -> Tensor:
+        """The next ``count`` numbers [count], which stay the next ones."""
+        missing = count - len(self._ahead)
+        if missing > 0:
+            fresh = torch.rand(missing, generator=self._generator, dtype=torch.float64)
+            self._ahead = torch.cat([self._ahead, fresh])
+        return self._ahead[:count]
+
+    def advance(self, count: int) -> None:
+        """Count the next ``count`` numbers as used."""
+        self._ahead = self._ahead[count:]

@@ -7,7 +7,7 @@ from typing import Any
 
 from decoding.checks import check_choice
 from decoding.decoder import Decoder
-from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, Rule, TopK
+from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, TopK
 
 # name: module, class, fields that the name itself sets. Imported when asked for, because methods stand on this package.
 DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -20,7 +20,7 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 # What `revise=` names, with the fields of its class as further keys.
 REVISIONS: dict[str, tuple[str, str]] = {"resample": ("sbd", "Resample"), "remask": ("sbd", "Remask")}
-RULES: dict[str, type[Rule]] = {
+RULES: dict[str, type[RevealRule]] = {
     "entropy_bound": EntropyBound,
     "confidence_threshold": ConfidenceThreshold,
     "confidence_factor": ConfidenceFactor,
@@ -80,7 +80,7 @@ def _revision(spec: str, kind: type, values: dict[str, Any]) -> Any:
     return revision(**{key: values.pop(key) for key in known if key in values})
 
 
-def _rule(spec: str, values: dict[str, Any]) -> Rule:
+def _rule(spec: str, values: dict[str, Any]) -> RevealRule:
     named = [key for key in values if key in RULES]
     if len(named) > 1:
         raise ValueError(f"decoder spec {spec!r}: {' and '.join(named)} are different rules, give one")

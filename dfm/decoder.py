@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count, check_range
 from decoding.decoder import Decoder
+from decoding.engine import Engine, Step
 from decoding.forward.mask_token import find_mask_token
-from decoding.forward.model import RowLogits, check_model
 from decoding.forward.noise_level import noise_levels
 from decoding.forward.rows import RowList
-from decoding.rules import Rule
+from decoding.rules import RevealRule
 from decoding.sampling import TokenLaw
 from dfm.draws import Draws, LikeliestDraws
 from dfm.fit import FittedSchedule
@@ -28,7 +28,7 @@ from dfm.named_samplers import SAMPLERS, SOURCES, named_scheduler, ranks_positio
 from dfm.networks import Bidirectional
 from dfm.paths import MixturePath, delta
 from dfm.samplers import FlowSample, FlowState, Posterior, Query, Sampler, sample, time_grid
-from dfm.samplers.state import Step
+from dfm.samplers.state import Step as SamplerStep
 from dfm.schedulers import Scheduler
 from dfm.sources import Source
 from dfm.traits import FlowTraits
@@ -39,7 +39,8 @@ class OpenText:
     """A block, or the whole text, that a sampler is working on; its first token is token ``start`` of the sequence.
 
     query: what the sampler waits for. last_row: hidden state [1, D] of the row before a block, where that row predicts
-    the block's first token. decided_at: for each token the forward that last changed it.
+    the block's first token. decided_at: for each token the forward that last changed it. rows: of the text in the running
+    forward; causal: those of the committed text that runs with them.
     """
 
     start: int
@@ -47,9 +48,11 @@ class OpenText:
     state: FlowState
     draws: Draws
     decided_at: list[int]
-    step: Step = field(init=False)
+    step: SamplerStep = field(init=False)
     query: Query = field(init=False)
     last_row: Tensor | None = None
+    causal: range = range(0)
+    rows: range = range(0)
 
     def next_step(self) -> None:
         self.step = self.sampler.step(self.state, self.draws)
@@ -90,7 +93,7 @@ class FlowDecoder(Decoder):
     sampler: str | Callable[[MixturePath, tuple[float, ...]], Sampler] = "exact"
     steps: int | None = None
     block_size: int | None = None
-    rule: Rule | None = None
+    rule: RevealRule | None = None
     mask_token_id: int | None = None
 
     def __post_init__(self):
@@ -104,7 +107,7 @@ class FlowDecoder(Decoder):
             check_choice(f"sampler (for path {self.path!r})", self.sampler, [*known, "rule"])
         elif not callable(self.sampler):
             raise ValueError(f"sampler must be a name or a function of a path and a grid, got {self.sampler!r}")
-        if (self.sampler == "rule") != isinstance(self.rule, Rule):
+        if (self.sampler == "rule") != isinstance(self.rule, RevealRule):
             raise ValueError(
                 f"rule must be a rule such as EntropyBound(0.1) for sampler 'rule' and None for others, got {self.rule!r} "
                 f"for sampler {self.sampler!r}"
@@ -138,7 +141,7 @@ class FlowDecoder(Decoder):
         law.check_holes(type(self).__name__)
         self._check_traits(model)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, engine: Engine) -> None:
         if self.block_size is None:
             for sequence in batch.sequences:
                 sequence.cached = 0  # a kept cache holds causal keys and values, of no use here
@@ -150,19 +153,19 @@ class FlowDecoder(Decoder):
                 sequence.state = self._open(batch, sequence)
             text, rows = sequence.state, RowList()
             if self.block_size is not None:
-                rows.add_causal(sequence.tokens[sequence.cached : text.start], sequence.cached)
+                text.causal = rows.add_causal(sequence.tokens[sequence.cached : text.start], sequence.cached)
             levels = noise_levels(self._kappa(batch, text.query.t), text.state.frozen)[0].tolist()
-            rows.add_block(text.query.x[0].tolist(), text.start, text.start, levels)
+            text.rows = rows.add_block(text.query.x[0].tolist(), text.start, text.start, levels)
             lists.append(rows)
         return lists
 
-    def absorb(self, batch: Batch, logits: RowLogits) -> None:
-        for place, sequence in enumerate(batch.unfinished):
+    def absorb(self, batch: Batch, step: Step) -> None:
+        for index, sequence in enumerate(step.sequences):
             text: OpenText = sequence.state
             old = text.state.x, text.state.masked
-            if text.start > sequence.cached and self.block_size is not None and FlowTraits.of(batch.config).shift:
-                text.last_row = logits.hidden_of([place], [text.start - sequence.cached - 1])
-            p1 = self._posterior(batch, logits, place, sequence)
+            if text.causal and FlowTraits.of(batch.config).shift:
+                text.last_row = step.hidden([(index, text.causal[-1:])])
+            p1 = self._posterior(batch, step, index)
             if self.block_size is not None:
                 sequence.cached = text.start
             text.state.evaluations += ~text.state.done
@@ -246,28 +249,29 @@ class FlowDecoder(Decoder):
         elif not sequence.finished:
             text.next_step()
 
-    def _posterior(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence) -> Tensor:
-        """p_1t [1, L, V] for the query of ``sequence``, or [N, V] of what it asks for; the head runs for those rows alone."""
-        text: OpenText = sequence.state
+    def _posterior(self, batch: Batch, step: Step, index: int) -> Tensor:
+        """p_1t [1, L, V] for the query of a sequence, or [N, V] of what it asks for; the head runs for those rows alone."""
+        text: OpenText = step.sequences[index].state
         query, free = text.query, text.state.free[0]
         asked = free & query.masked[0] if self.path == "mask" and query.carry_over else free
         if query.only is not None:
             asked = query.only[0]
         offsets = asked.nonzero()[:, 0].tolist()
-        law = self._law(batch, logits, place, sequence, offsets)
+        law = self._law(batch, step, index, offsets)
         if query.only is not None:
             return law
         p1 = delta(query.x, law.shape[-1], law)
         p1[0, asked] = law
         return p1
 
-    def _law(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence, offsets: list[int]) -> Tensor:
+    def _law(self, batch: Batch, step: Step, index: int, offsets: list[int]) -> Tensor:
         """The processed laws [N, V] of the tokens at ``offsets``."""
         vocabulary = batch.config.get_text_config().vocab_size
         if not offsets:
             return torch.zeros(0, vocabulary)
+        sequence = step.sequences[index]
         text: OpenText = sequence.state
-        raw = logits.of(self._hidden(batch, logits, place, sequence, offsets))
+        raw = step.head(self._hidden(batch, step, index, offsets))
         raw[:, list(FlowTraits.of(batch.config).excluded)] = -torch.inf
         left = text.query.x[0, len(sequence.tokens) - text.start :].tolist()
         done = len(sequence.tokens) - text.start
@@ -276,13 +280,12 @@ class FlowDecoder(Decoder):
             return scores.softmax(-1)
         return delta(scores.argmax(-1), vocabulary, scores)
 
-    def _hidden(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence, offsets: list[int]) -> Tensor:
+    def _hidden(self, batch: Batch, step: Step, index: int, offsets: list[int]) -> Tensor:
         """Hidden states of the rows that predict the tokens at ``offsets``: their own, or with a shift the ones before."""
-        text: OpenText = sequence.state
-        before = 0 if self.block_size is None else text.start - sequence.cached
+        text: OpenText = step.sequences[index].state
         if not FlowTraits.of(batch.config).shift:
-            return logits.hidden_of([place] * len(offsets), [before + offset for offset in offsets])
-        rows = logits.hidden_of([place] * len(offsets), [max(0, before + offset - 1) for offset in offsets])
+            return step.hidden([(index, [text.rows[offset] for offset in offsets])])
+        rows = step.hidden([(index, [text.rows[max(0, offset - 1)] for offset in offsets])])
         if self.block_size is not None and offsets[:1] == [0]:
             rows = torch.cat([text.last_row, rows[1:]])
         return rows
@@ -336,7 +339,7 @@ class FlowDecoder(Decoder):
         return traits
 
     def _check_infill(self, model, input_ids: Tensor, fixed: Tensor, attention_mask: Tensor | None) -> None:
-        check_model(model)
+        Engine.for_model(model).check()
         if self.block_size is not None:
             raise ValueError(f"block_size must be None to infill: whole texts are filled, got {self.block_size}")
         shape = tuple(input_ids.shape)

@@ -12,11 +12,11 @@ import torch
 from decoding.batch import Batch
 from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
-from decoding.forward.model import RowLogits
+from decoding.engine import Engine, Step
 from decoding.forward.rows import RowList
 from decoding.previous import AcceptRule, ResampleConfig, check_resampling
 from decoding.sampling import TokenLaw
-from rpt.resampler import Forward, Resampler
+from rpt.resampler import Forward, Laws, Resampler
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class ResampleDecoder(Decoder):
     schedule: Literal["two_slot", "plain"] = "two_slot"
     refresh_prev: bool | None = None
 
-    gives_logprobs = True
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count("window", self.window, 2)
         is_number = isinstance(self.iterations, (int, float)) and not isinstance(self.iterations, bool)
         if not is_number or not 0 <= self.iterations <= 64 or (2 * self.iterations) % 1:
@@ -56,6 +54,10 @@ class ResampleDecoder(Decoder):
         check_choice("redraw", self.redraw, ("always", "if_changed"))
         check_choice("schedule", self.schedule, ("two_slot", "plain"))
         check_choice("refresh_prev", self.refresh_prev, (None, True, False))
+
+    @property
+    def gives_logprobs(self) -> bool:
+        return True
 
     @property
     def accept_rule(self) -> AcceptRule:
@@ -74,8 +76,8 @@ class ResampleDecoder(Decoder):
                     "refresh_prev must be None or False for a model trained with prev_target 'ntp', got True"
                 )
 
-    def begin(self, batch: Batch) -> None:
-        config = ResampleConfig.of(batch.config) if self.iterations else None
+    def begin(self, batch: Batch, engine: Engine) -> None:
+        config = ResampleConfig.of(engine.model.config) if self.iterations else None
         for sequence in batch.sequences:
             state = Resampler(batch, sequence, self, config)
             sequence.state = _Running(state)
@@ -83,22 +85,19 @@ class ResampleDecoder(Decoder):
     def plan(self, batch: Batch) -> list[RowList]:
         return [sequence.state.wish.rows for sequence in batch.unfinished]
 
-    def absorb(self, batch: Batch, logits: RowLogits) -> None:
-        sequences = batch.unfinished
-        wishes = [sequence.state.wish for sequence in sequences]
+    def absorb(self, batch: Batch, step: Step) -> None:
+        states = [sequence.state for sequence in step.sequences]
+        forwards: list[Forward] = [state.wish for state in states]
         # One call of the head for all sequences.
-        places = [place for place, wish in enumerate(wishes) for _ in wish.wanted]
-        raw = logits(places, [row for wish in wishes for row in wish.wanted])
-        start = 0
-        for place, (sequence, wish) in enumerate(zip(sequences, wishes, strict=True)):
-            hidden = logits.hidden_of([place] * wish.count, range(wish.count))
-            sequence.state.answer((hidden, raw[start : start + len(wish.wanted)]))
-            start += len(wish.wanted)
-        while asking := [s for s in sequences if s.state.wish is not None and not isinstance(s.state.wish, Forward)]:
-            raw = logits.of(torch.cat([sequence.state.wish.hidden for sequence in asking]))
-            for sequence, law in zip(asking, raw.split(1), strict=True):
-                sequence.state.answer(law)
-        for sequence in sequences:
+        raw = step.logits((i, forward.wanted) for i, forward in enumerate(forwards))
+        logits = raw.split([len(forward.wanted) for forward in forwards])
+        for i, (state, forward) in enumerate(zip(states, forwards, strict=True)):
+            state.answer((step.hidden([(i, range(len(forward.rows)))]), logits[i]))
+        while asking := [state for state in states if isinstance(state.wish, Laws)]:
+            raw = step.head(torch.cat([state.wish.hidden for state in asking]))
+            for state, law in zip(asking, raw.split(1), strict=True):
+                state.answer(law)
+        for sequence in step.sequences:
             sequence.cached = min(sequence.state.resampler.cached, len(sequence.tokens))
 
     def preview(self, batch: Batch) -> list[int] | None:

@@ -25,10 +25,6 @@ class Forward:
 
     rows: RowList
     wanted: list[int]
-    count: int = field(init=False)  # rows that are not padding, which is added before the forward runs
-
-    def __post_init__(self):
-        self.count = len(self.rows)
 
 
 @dataclass
@@ -107,10 +103,10 @@ class Resampler:
 
     def _resample(self, i: int):
         """Replace x_i by what the accept rule makes of its previous-token law."""
-        rows, counted = RowList(), 0
+        rows, pending = RowList(), range(0)
         if self.settings.schedule == "two_slot":
-            counted = self._add_pending(rows)
-        before = add_previous_rows(
+            pending = self._add_pending(rows)
+        previous = add_previous_rows(
             rows,
             self.text,
             i,
@@ -119,10 +115,9 @@ class Resampler:
             len(self.text),
             self.settings.runs_row_before(self.config),
         )
-        wanted = [counted + before - 1] + ([counted - 1] if counted else [])
-        hidden, logits = yield Forward(rows, wanted)
-        if counted:
-            self._keep(hidden[:counted])
+        hidden, logits = yield Forward(rows, [previous[-1], *pending[-1:]])
+        if pending:
+            self._keep(hidden[pending.start : pending.stop])
             self.laws[len(self.text) - 1] = logits[1:]
         raw, old = logits[:1], self.text[i]
         accept = self.settings.accept_rule
@@ -136,18 +131,17 @@ class Resampler:
         """Logits [1, V] of the next-token row of the token at ``place``."""
         if place not in self.hidden:
             rows, first = RowList(), self.cached
-            self._add_pending(rows)
-            hidden, logits = yield Forward(rows, [place - first])
+            pending = self._add_pending(rows)
+            hidden, logits = yield Forward(rows, [pending[place - first]])
             self._keep(hidden)
             self.laws[place] = logits
         if place not in self.laws:
             self.laws[place] = yield Laws(self.hidden[place][None])
         return self.laws[place]
 
-    def _add_pending(self, rows: RowList) -> int:
-        """Add the next-token rows of the tokens that are not in the cache; returns how many."""
-        rows.add_causal(self.text[self.cached :], self.cached)
-        return len(rows)
+    def _add_pending(self, rows: RowList) -> range:
+        """Add the next-token rows of the tokens that are not in the cache."""
+        return rows.add_causal(self.text[self.cached :], self.cached)
 
     def _keep(self, hidden: Tensor) -> None:
         """States [R, D] of the rows behind the cache: their keys and values are now in it."""

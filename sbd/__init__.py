@@ -6,9 +6,9 @@ model.generate(**inputs, max_new_tokens=256, custom_generate=decoder)
 
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, TopK
 from sbd.decoder import SetBlockDecoder
+from sbd.lossless.decoder import SelfSpeculativeDecoder
 from sbd.objective import SetBlockObjective
 from sbd.revision import Remask, Resample
-from sbd.speculative import SelfSpeculativeDecoder
 
 __all__ = [
     "ConfidenceFactor",

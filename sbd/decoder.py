@@ -5,20 +5,19 @@ next block, so the key/value cache is exact and the commit costs rows, not a for
 revealed together are drawn independently.
 """
 
-import warnings
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_choice, check_count
+from decoding.checks import check_choice, check_count, warn_untrained_size
 from decoding.decoder import Decoder
-from decoding.forward.model import RowLogits
+from decoding.engine import Step
 from decoding.forward.rows import RowList
 from decoding.previous import check_resampling
-from decoding.rules import EntropyBound, RowScores, Rule
+from decoding.rules import EntropyBound, RevealRule, RowScores
 from decoding.sampling import TokenLaw
 from sbd.revision import Resample, Revision, await_revision, settle
 from sbd.state import OpenBlock
@@ -43,30 +42,33 @@ class SetBlockDecoder(Decoder):
     """
 
     block_size: int = 16
-    rule: Rule = field(default_factory=EntropyBound)
+    rule: RevealRule = field(default_factory=EntropyBound)
     anchor: bool = False
     commit: Literal["block", "prefix"] = "block"
     revision: Revision | None = None
     entropy_from: Literal["sampled", "raw"] = "sampled"
     mask_token_id: int | None = None
 
-    needs_mask_token = True
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count("block_size", self.block_size)
         check_choice("anchor", self.anchor, (True, False))
         check_choice("commit", self.commit, ("block", "prefix"))
         check_choice("entropy_from", self.entropy_from, ("sampled", "raw"))
-        if not isinstance(self.rule, Rule):
+        if not isinstance(self.rule, RevealRule):
             raise ValueError(
-                f"rule must be EntropyBound, ConfidenceThreshold, ConfidenceFactor or TopK, got {self.rule!r}"
+                f"rule must be EntropyBound, ConfidenceThreshold, ConfidenceFactor, TopK or a RevealRule of your own, "
+                f"got {self.rule!r}"
             )
         if self.revision is not None and not isinstance(self.revision, Revision):
             raise ValueError(f"revision must be None, Resample or Remask, got {self.revision!r}")
         if self.revision is not None and self.commit == "prefix":
             raise ValueError("commit must be 'block' with a revision, which looks at full blocks, got 'prefix'")
 
-    def check(self, model, law: TokenLaw) -> None:
+    @property
+    def needs_mask_token(self) -> bool:
+        return True
+
+    def check(self, model: Any, law: TokenLaw) -> None:
         law.check_holes(type(self).__name__)
         if isinstance(self.revision, Resample):
             check_resampling(model, 2)
@@ -81,34 +83,32 @@ class SetBlockDecoder(Decoder):
             text, start = sequence.tokens, sequence.cached
             if block.finished is not None:  # its revision looks at the row before it, too
                 text, start = text + block.finished.tokens, min(start, block.finished.start - 1)
-            rows.add_causal(text[start : block.start], start)
-            block.causal_rows = len(rows)
-            rows.add_block(block.tokens, block.start, block.start)
+            block.causal = rows.add_causal(text[start : block.start], start)
+            block.rows = rows.add_block(block.tokens, block.start, block.start)
             if block.finished is not None:
                 self.revision.add_rows(rows, batch, sequence, block.finished)
             lists.append(rows)
         return lists
 
-    def absorb(self, batch: Batch, logits: RowLogits) -> None:
-        sequences, size = batch.unfinished, self.block_size
-        settled = [settle(self.revision, batch, logits, place, sequence) for place, sequence in enumerate(sequences)]
-        masked = torch.tensor([s.state.masked + [False] * (size - len(s.state.masked)) for s in sequences])
+    def absorb(self, batch: Batch, step: Step) -> None:
+        sequences, size = step.sequences, self.block_size
+        settled = [settle(self.revision, batch, step, index) for index in range(len(sequences))]
+        blocks: list[OpenBlock] = [sequence.state for sequence in sequences]
+        masked = torch.tensor([block.masked + [False] * (size - len(block.masked)) for block in blocks])
         masked &= torch.tensor(settled)[:, None]
         if not masked.any():
             return
-        places, offsets = masked.nonzero(as_tuple=True)
-        committed = [sequence.state.causal_rows for sequence in sequences]
         anchored = torch.zeros_like(masked)
         if self.anchor or size == 1:  # where the token before the first mask is committed by this forward
-            anchored[:, 0] = masked[:, 0] & (torch.tensor(committed) > 0)
-        # The row that decides a token: its own, or for an anchored one the causal row before the block.
-        rows = torch.tensor(committed)[places] + offsets - anchored[places, offsets].int()
-        scores, tokens = self._decide(batch, logits, sequences, places.tolist(), offsets.tolist(), rows.tolist())
+            anchored[:, 0] = masked[:, 0] & torch.tensor([len(block.causal) > 0 for block in blocks])
+        scores, tokens = self._decide(batch, step, masked, anchored)
 
         device = tokens.device
-        reveal = self.rule(_spread(scores, masked.to(device)), masked.to(device), anchored.to(device)).cpu()
-        tokens = torch.zeros_like(masked, dtype=torch.long).masked_scatter(masked, tokens.cpu())
-        for sequence, ready, chosen, token in zip(sequences, settled, reveal.tolist(), tokens.tolist(), strict=True):
+        where = masked.to(device)
+        reveal = self.rule(_spread(scores, where), where, anchored.to(device))
+        tokens = torch.zeros_like(where, dtype=torch.long).masked_scatter(where, tokens)
+        reveals, decided = torch.stack([reveal.long(), tokens]).tolist()  # one copy to the host
+        for sequence, ready, chosen, token in zip(sequences, settled, reveals, decided, strict=True):
             if not ready:
                 continue
             block: OpenBlock = sequence.state
@@ -127,15 +127,21 @@ class SetBlockDecoder(Decoder):
         sequence = batch.sequences[0]
         return sequence.state.uncommitted(sequence) if sequence.state else None
 
-    def _decide(
-        self, batch: Batch, logits: RowLogits, sequences: list[Sequence], places, offsets, rows
-    ) -> tuple[RowScores, Tensor]:
-        """Scores and tokens, [N], of the masked rows."""
-        law, raw = batch.law, logits(places, rows)
+    def _decide(self, batch: Batch, step: Step, masked: Tensor, anchored: Tensor) -> tuple[RowScores, Tensor]:
+        """Scores and tokens, [N], of the ``masked`` [B, Q] rows; an ``anchored`` one is decided by the row before the block."""
+        law, sequences = batch.law, step.sequences
+        spans, asked = [], []
+        for index, (sequence, offsets) in enumerate(zip(sequences, masked.tolist(), strict=True)):
+            block: OpenBlock = sequence.state
+            wanted = [offset for offset, is_masked in enumerate(offsets) if is_masked]
+            rows = [block.causal[-1] if anchored[index, offset] else block.rows[offset] for offset in wanted]
+            spans.append((index, rows))
+            asked += [(sequence, offset) for offset in wanted]
+        raw = step.logits(spans)
 
         def left_of(i: int) -> tuple[int, list[int]]:
-            sequence = sequences[places[i]]
-            return sequence.left_of(sequence.state.uncommitted(sequence, offsets[i]))
+            sequence, offset = asked[i]
+            return sequence.left_of(sequence.state.uncommitted(sequence, offset))
 
         if law.do_sample and self.entropy_from == "raw":
             raw[:, law.forbidden] = -torch.inf
@@ -144,7 +150,7 @@ class SetBlockDecoder(Decoder):
         else:
             processed = law.scores(raw, left_of)
             scores = RowScores.of(processed)
-        return scores, law.choose(processed, [sequences[place].generator for place in places])
+        return scores, law.choose(processed, [sequence.generator for sequence, _ in asked])
 
     def _commit_prefix(self, batch: Batch, sequence: Sequence) -> None:
         """Make the gapless prefix of the block final; forget what will not run as block rows again."""
@@ -156,17 +162,6 @@ class SetBlockDecoder(Decoder):
             sequence.state = None
         elif self.commit == "prefix":
             sequence.state = block.without(prefix)
-
-
-def warn_untrained_size(model, block_size: int) -> None:
-    """Warn if the model names the block sizes it was trained with and this one is not among them."""
-    trained = getattr(model.generation_config, "trained_block_sizes", None)
-    if trained and block_size > 1 and block_size not in trained:
-        warnings.warn(
-            f"block_size={block_size}: this model was trained with block sizes {min(trained)} to {max(trained)}; "
-            f"expect worse text",
-            stacklevel=2,
-        )
 
 
 def _spread(scores: RowScores, masked: Tensor) -> RowScores:

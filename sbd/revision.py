@@ -11,7 +11,7 @@ from typing import Literal
 
 from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count, check_range
-from decoding.forward.model import RowLogits
+from decoding.engine import Step
 from decoding.forward.rows import RowList
 from decoding.previous import AcceptRule, ResampleConfig, add_previous_rows
 from sbd.state import FinishedBlock, OpenBlock
@@ -48,14 +48,16 @@ class Resample:
         config = ResampleConfig.of(batch.config)
         text, slot, block.rows = sequence.tokens + block.tokens, max(rows.slots) + 1, []
         for offset in range(block.first, len(block.tokens) - 1):
-            slot += add_previous_rows(rows, text, block.start + offset, 2, config, slot, config.prev_target == "follow")
-            block.rows.append(len(rows) - 1)
+            added = add_previous_rows(rows, text, block.start + offset, 2, config, slot, config.prev_target == "follow")
+            slot += len(added)
+            block.rows.append(added[-1])
 
-    def revise(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence, block: FinishedBlock) -> bool:
+    def revise(self, batch: Batch, step: Step, index: int, block: FinishedBlock) -> bool:
         """Change the block as its rows say; True if it changed."""
+        sequence = step.sequences[index]
         old = block.tokens[block.first : -1]
         offsets = range(block.first, block.first + len(old))
-        raw = logits([place] * len(old), block.rows)
+        raw = step.logits([(index, block.rows)])
         new = self.accept_rule(
             batch.law,
             raw,
@@ -100,9 +102,9 @@ class Remask:
         first = rows.positions.index(block.start - 1)
         block.rows = list(range(first, first + len(block.tokens)))
 
-    def revise(self, batch: Batch, logits: RowLogits, place: int, sequence: Sequence, block: FinishedBlock) -> bool:
+    def revise(self, batch: Batch, step: Step, index: int, block: FinishedBlock) -> bool:
         """Note what is to be masked again; True if anything is."""
-        raw = logits([place] * len(block.rows), block.rows)
+        raw = step.logits([(index, block.rows)])
         raw[:, batch.law.forbidden] = -inf
         likely = raw.softmax(-1)[range(len(block.rows)), block.tokens]
         block.rounds += 1
@@ -138,14 +140,15 @@ def await_revision(revision: Revision, batch: Batch, sequence: Sequence, block_s
         sequence.state.finished = finished
 
 
-def settle(revision: Revision | None, batch: Batch, logits: RowLogits, place: int, sequence: Sequence) -> bool:
+def settle(revision: Revision | None, batch: Batch, step: Step, index: int) -> bool:
     """Revise the finished block, if there is one; True if the open block's rows saw the text as it now stands."""
+    sequence = step.sequences[index]
     block: OpenBlock = sequence.state
     finished = block.finished
-    if finished is None:
+    if finished is None or revision is None:
         return True
     sequence.cached = finished.start
-    changed = revision.revise(batch, logits, place, sequence, finished)
+    changed = revision.revise(batch, step, index, finished)
     reopened = revision.reopens(finished)
     if reopened:
         masks = [offset in reopened for offset in range(len(finished.tokens))]

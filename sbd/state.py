@@ -9,7 +9,7 @@ from decoding.batch import Sequence
 class FinishedBlock:
     """A block that is full but awaits its revision; all lists have one entry for each of its tokens.
 
-    start: the place of its first token. rounds: how many revisions it has seen. first: the offset of the first token that
+    start: the position of its first token. rounds: how many revisions it has seen. first: the offset of the first token that
     may still be revised. ends: nothing follows it, because of an EOS or the token limit. rows: those of the running
     forward that the revision looks at.
     """
@@ -40,15 +40,17 @@ class OpenBlock:
     """A partly decided block that begins at token ``start``; all lists have block_size entries.
 
     ``masked`` says what is undecided; ids are never compared with the mask token's. ``decided_at`` is the forward that
-    decided each token, 0 while it is masked. ``causal_rows`` lie before the block in the running forward. ``finished`` is
-    the block before it while it awaits its revision; ``reopened`` what this block was before a revision masked it again.
+    decided each token, 0 while it is masked. ``rows`` are those of the block in the running forward, ``causal`` those of
+    the text before it that runs with them. ``finished`` is the block before it while it awaits its revision; ``reopened``
+    what this block was before a revision masked it again.
     """
 
     start: int
     tokens: list[int]
     masked: list[bool]
     decided_at: list[int]
-    causal_rows: int = 0
+    causal: range = range(0)
+    rows: range = range(0)
     finished: FinishedBlock | None = None
     reopened: FinishedBlock | None = None
 

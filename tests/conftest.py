@@ -26,13 +26,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from decoding.batch import Batch, Sequence
-from decoding.forward.model import EngineModel
+from decoding import Engine
+from decoding.batch import Batch, Sequence, Stopping
+from decoding.decoder import decode
+from decoding.forward.cache import SlotCache
 from decoding.forward.rows import Rows
-from decoding.loop import decode
+from decoding.output import StreamWriter
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
-from decoding.streaming import StreamWriter
 
 VOCAB = 97
 PAD, BOS, EOS, MASK = 0, 1, 2, VOCAB - 1
@@ -207,34 +207,27 @@ def chi_square_z(samples: torch.Tensor, law: torch.Tensor) -> float:
     return float((mean ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5)
 
 
-class ScriptedLogits:
-    """Stands for RowLogits: the logits of a row come from ``script(sequence, position)`` [V] instead of a model."""
-
-    def __init__(self, rows: Rows, script):
-        self.rows, self.script = rows, script
-
-    def __call__(self, sequences, rows) -> torch.Tensor:
-        where = zip(list(sequences), list(rows), strict=True)
-        return torch.stack([self.script(s, int(self.rows.positions[s, r])).clone() for s, r in where]).float()
-
-
-class ScriptedEngine:
-    """Stands for EngineModel; keeps the rows of every forward."""
+class ScriptedEngine(Engine):
+    """The logits of a row come from ``script(sequence, position)`` [V] instead of a model; keeps the rows of every forward."""
 
     device = torch.device("cpu")
 
     def __init__(self, script):
+        super().__init__(SimpleNamespace())
         self.script, self.forwards = script, []
-        self.cache = SimpleNamespace(reorder_cache=self._reorder)
-        self._order = None
 
-    def _reorder(self, kept: torch.Tensor) -> None:
-        self._order = kept.tolist() if self._order is None else [self._order[i] for i in kept.tolist()]
+    def new_cache(self, batch_size: int) -> SlotCache:
+        cache = SlotCache(0, batch_size)
+        cache.tokens = [[i] for i in range(batch_size)]  # so that reordering the cache tells which sequences are left
+        return cache
 
-    def forward(self, rows: Rows) -> ScriptedLogits:
+    def forward(self, rows: Rows, cache: SlotCache) -> torch.Tensor:
         self.forwards.append(rows)
-        order = self._order
-        return ScriptedLogits(rows, self.script if order is None else lambda s, p: self.script(order[s], p))
+        sequence = torch.tensor([tokens[0] for tokens in cache.tokens])[:, None].expand_as(rows.positions)
+        return torch.stack([sequence, rows.positions], dim=-1)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.script(sequence, position).clone() for sequence, position in hidden.tolist()]).float()
 
 
 @pytest.fixture
@@ -254,7 +247,7 @@ def run_scripted():
         batch = Batch(sequences, law, stopping, MASK)
         engine = ScriptedEngine(script)
         writer = StreamWriter(streamer, len(lengths))
-        decode(engine, decoder, batch, writer)
+        decode(engine, decoder, batch, engine.new_cache(len(lengths)), writer)
         writer.end()
         return sequences, engine
 
@@ -289,13 +282,13 @@ def recording_streamer():
 def count_rows(monkeypatch):
     """A list that gets, for every forward of the engine, the number of its rows without padding."""
     counts = []
-    original = EngineModel.forward
+    original = Engine.forward
 
-    def forward(self, rows):
+    def forward(self, rows, cache):
         counts.append(sum(rows.counts))
-        return original(self, rows)
+        return original(self, rows, cache)
 
-    monkeypatch.setattr(EngineModel, "forward", forward)
+    monkeypatch.setattr(Engine, "forward", forward)
     return counts
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-GROWTH = 256  # slots are allocated in chunks of this many
+GROWTH = 256  # by default, slots are allocated in chunks of this many
 
 
 class SlotLayer(CacheLayerMixin):
@@ -30,7 +30,7 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         visible = self.owner.num_slots
         if self.keys.shape[2] < visible:
-            self._grow(-(-visible // GROWTH) * GROWTH)
+            self._grow(-(-visible // self.owner.chunk) * self.owner.chunk)
         slots = self.owner.slots
         if isinstance(slots, slice):
             self.keys[:, :, slots] = key_states
@@ -74,9 +74,10 @@ class SlotCache(Cache):
     instance between the turns of a chat; whatever part of the new prompt it already holds is not computed again.
     """
 
-    def __init__(self, num_layers: int, batch_size: int = 1):
+    def __init__(self, num_layers: int, batch_size: int = 1, chunk: int = GROWTH):
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
         self.tokens: list[list[int]] = [[] for _ in range(batch_size)]
+        self.chunk = chunk  # slots that are allocated at a time
         self.slots: Tensor | slice = slice(0, 0)
         self.num_slots = 0
 

@@ -4,7 +4,7 @@ Shapes: B sequences, R rows.
 """
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,42 +13,52 @@ from decoding.forward.noise_level import NONE
 from decoding.forward.visibility import Visibility
 
 
-@dataclass
 class RowList:
-    """The rows of one sequence, in the order in which they will lie in the forward.
+    """The rows of one sequence, in the order in which they will lie in the forward; a list of integers for each column.
 
-    ``offset`` is the place of the token that a causal row predicts, relative to the row's own token: 1 is the next one.
-    ``level`` says how noisy a block row's token is (:mod:`decoding.forward.noise_level`).
+    Each ``add_*`` returns the range of the rows that it added: what a decoder asks a :class:`decoding.Step` with.
+
+    tokens, positions, slots: what a row holds, where it stands in the text and where its keys and values are written.
+    prefix_end, own_start, own_end: the two intervals of slots that it sees, 0 .. prefix_end - 1 and own_start ..
+        own_end - 1 (:mod:`decoding.forward.visibility`).
+    is_block: 1 for rows of a block, on which gated adapters act.
+    offset: the position of the token that a causal row predicts, relative to the row's own token: 1 is the next one.
+    level: how noisy a block row's token is (:mod:`decoding.forward.noise_level`).
     """
 
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    prefix_end: list[int] = field(default_factory=list)
-    own_start: list[int] = field(default_factory=list)
-    own_end: list[int] = field(default_factory=list)
-    is_block: list[int] = field(default_factory=list)
-    offset: list[int] = field(default_factory=list)
-    level: list[int] = field(default_factory=list)
+    COLUMNS = ("tokens", "positions", "slots", "prefix_end", "own_start", "own_end", "is_block", "offset", "level")
+    __slots__ = COLUMNS
+
+    def __init__(self) -> None:
+        for column in self.COLUMNS:
+            setattr(self, column, [])
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add_causal(self, tokens: SequenceOf[int], start: int) -> None:
+    def add_causal(self, tokens: SequenceOf[int], start: int) -> range:
         """Add text from position ``start`` on; each row sees everything up to itself. Its slots are its positions."""
-        end = start + len(tokens)
-        self._add(tokens, range(start, end), range(start, end), range(start + 1, end + 1), 0, 0)
+        span = range(start, start + len(tokens))
+        return self._add(tokens, positions=span, slots=span, prefix_end=range(start + 1, start + 1 + len(tokens)))
 
     def add_block(
         self, tokens: SequenceOf[int], position: int, slot: int, levels: SequenceOf[int] | None = None
-    ) -> None:
+    ) -> range:
         """Add a block from ``position`` on, in slots from ``slot`` on; its rows see all before it and each other.
 
         ``levels``: how noisy its tokens are, for models that are told (:mod:`decoding.forward.noise_level`).
         """
-        positions, end = range(position, position + len(tokens)), slot + len(tokens)
-        levels = NONE if levels is None else levels
-        self._add(tokens, positions, range(slot, end), position, slot, end, is_block=1, level=levels)
+        end = slot + len(tokens)
+        return self._add(
+            tokens,
+            positions=range(position, position + len(tokens)),
+            slots=range(slot, end),
+            prefix_end=position,
+            own_start=slot,
+            own_end=end,
+            is_block=1,
+            level=NONE if levels is None else levels,
+        )
 
     def add_branch(
         self,
@@ -57,34 +67,57 @@ class RowList:
         offsets: SequenceOf[int],
         prefix_end: int,
         slot: int,
-    ) -> None:
+    ) -> range:
         """Add another continuation of the text before ``prefix_end``, in slots from ``slot`` on.
 
         Each row sees that text and the branch up to itself; ``offsets`` say which token each predicts, 1 being the next.
         """
         end = slot + len(tokens)
-        self._add(tokens, positions, range(slot, end), prefix_end, slot, range(slot + 1, end + 1), offset=offsets)
+        return self._add(
+            tokens,
+            positions=positions,
+            slots=range(slot, end),
+            prefix_end=prefix_end,
+            own_start=slot,
+            own_end=range(slot + 1, end + 1),
+            offset=offsets,
+        )
 
-    def add_padding(self, count: int, slot: int) -> None:
-        """Add rows that stand for nothing: each sees only itself, in ``slot``, which no other row sees."""
-        self._add([0] * count, 0, slot, 0, slot, slot + 1)
+    def padded(self, width: int, scratch: int) -> list[SequenceOf[int]]:
+        """The columns of ``width`` rows: these, then some that stand for nothing and see only themselves, in ``scratch``."""
+        padding = {"slots": scratch, "own_start": scratch, "own_end": scratch + 1, "offset": 1, "level": NONE}
+        missing = width - len(self)
+        return [getattr(self, column) + [padding.get(column, 0)] * missing for column in self.COLUMNS]
 
     def _add(
         self,
         tokens: SequenceOf[int],
-        positions: SequenceOf[int] | int,
-        slots: SequenceOf[int] | int,
+        *,
+        positions: SequenceOf[int],
+        slots: SequenceOf[int],
         prefix_end: SequenceOf[int] | int,
-        own_start: SequenceOf[int] | int,
-        own_end: SequenceOf[int] | int,
+        own_start: int = 0,
+        own_end: SequenceOf[int] | int = 0,
         is_block: int = 0,
         offset: SequenceOf[int] | int = 1,
         level: SequenceOf[int] | int = NONE,
-    ) -> None:
+    ) -> range:
         """Extend every column; a number stands for all rows."""
-        given = (tokens, positions, slots, prefix_end, own_start, own_end, is_block, offset, level)
-        for column, values in zip(vars(self).values(), given, strict=True):
-            column.extend([values] * len(tokens) if isinstance(values, int) else values)
+        first, count = len(self), len(tokens)
+        self.tokens.extend(tokens)
+        self.positions.extend(positions)
+        self.slots.extend(slots)
+        self.prefix_end.extend(_repeat(prefix_end, count))
+        self.own_start.extend([own_start] * count)
+        self.own_end.extend(_repeat(own_end, count))
+        self.is_block.extend([is_block] * count)
+        self.offset.extend(_repeat(offset, count))
+        self.level.extend(_repeat(level, count))
+        return range(first, first + count)
+
+
+def _repeat(value: SequenceOf[int] | int, count: int) -> SequenceOf[int]:
+    return [value] * count if isinstance(value, int) else value
 
 
 @dataclass(frozen=True)
@@ -107,19 +140,31 @@ class Rows:
 
     @classmethod
     def pack(cls, lists: SequenceOf[RowList], device: torch.device) -> "Rows":
-        """Pad to the longest list. A padding row sees only itself, in a scratch slot behind all others."""
+        """Pad copies of the lists to the longest. A padding row sees only itself, in a scratch slot behind all others."""
         counts = tuple(map(len, lists))
         width = max(counts)
-        num_slots = max(max(rows.slots, default=-1) for rows in lists) + 1
-        if min(counts) < width:
-            scratch, num_slots = num_slots, num_slots + 1
-            for rows in lists:
-                rows.add_padding(width - len(rows), scratch)
-        columns = torch.tensor([list(vars(rows).values()) for rows in lists]).to(device)
-        tokens, positions, slots, prefix_end, own_start, own_end, is_block, offset, level = columns.unbind(1)
-        visibility = Visibility(torch.zeros_like(slots), prefix_end, own_start, own_end, anchor=positions)
-        first = lists[0].slots[0]
-        if len(lists) == 1 and lists[0].slots == list(range(first, first + width)):
-            slots = slice(first, first + width)  # a view is written faster than an index
-        has_blocks = any(1 in rows.is_block for rows in lists)
-        return cls(tokens, positions, visibility, is_block.bool(), offset, level, slots, num_slots, counts, has_blocks)
+        scratch = max(max(rows.slots, default=-1) for rows in lists) + 1
+        num_slots = scratch + (min(counts) < width)
+        table = torch.tensor([rows.padded(width, scratch) for rows in lists]).to(device)
+        column = dict(zip(RowList.COLUMNS, table.unbind(1), strict=True))
+        slots: Tensor | slice = column["slots"]
+        if len(lists) == 1 and lists[0].slots == list(range(scratch - width, scratch)):
+            slots = slice(scratch - width, scratch)  # a view is written faster than an index
+        return cls(
+            tokens=column["tokens"],
+            positions=column["positions"],
+            visibility=Visibility(
+                prefix_start=torch.zeros_like(column["slots"]),
+                prefix_end=column["prefix_end"],
+                own_start=column["own_start"],
+                own_end=column["own_end"],
+                anchor=column["positions"],
+            ),
+            is_block=column["is_block"].bool(),
+            offset=column["offset"],
+            level=column["level"],
+            slots=slots,
+            num_slots=num_slots,
+            counts=counts,
+            has_blocks=any(1 in rows.is_block for rows in lists),
+        )

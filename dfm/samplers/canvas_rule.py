@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from decoding.checks import check_count
-from decoding.rules import RowScores, Rule
+from decoding.rules import RevealRule, RowScores
 from dfm.draws import Draws
 from dfm.paths import MixturePath
 from dfm.samplers.state import FlowState, Query, Step
@@ -21,7 +21,7 @@ class CanvasRule:
     """
 
     path: MixturePath
-    rule: Rule
+    rule: RevealRule
     max_evaluations: int = 64
 
     def __post_init__(self):

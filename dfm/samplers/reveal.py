@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding.rules import RowScores, Rule
+from decoding.rules import RevealRule, RowScores
 from dfm.draws import Draws
 from dfm.samplers.state import FlowState, Query, Step
 from dfm.sources import MaskSource, check_mask
@@ -18,7 +18,7 @@ class RuleSampler:
     """
 
     source: MaskSource
-    rule: Rule
+    rule: RevealRule
 
     def __post_init__(self):
         check_mask(self.source, wanted=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decoding.forward.model import EngineModel
-from decoding.forward.rows import RowList, Rows
+from decoding import Engine
+from decoding.forward.rows import RowList
 from decoding.previous import ResampleConfig, add_previous_rows
 
 WITHIN = 128  # longer contexts cost more and tell the same
@@ -57,7 +57,7 @@ def trained_law(model, tokens: Sequence[int], i: int) -> Tensor:
     """The same by the model's previous-token rows, in one forward."""
     config, rows = ResampleConfig.of(model.config), RowList()
     rows.add_causal(tokens[:i], 0)
-    add_previous_rows(rows, tokens, i, 2, config, i, config.prev_target == "follow")
-    engine = EngineModel(model, 1)
-    logits = engine.forward(Rows.pack([rows], engine.device))
-    return logits([0], [len(rows) - 1])[0].float().log_softmax(-1).cpu()
+    added = add_previous_rows(rows, tokens, i, 2, config, i, config.prev_target == "follow")
+    engine = Engine(model)
+    step = engine.step([rows], engine.new_cache(1))
+    return step.logits([(0, added[-1:])])[0].log_softmax(-1).cpu()

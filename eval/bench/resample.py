@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.forward.model import EngineModel
-from decoding.forward.rows import RowList, Rows
+from decoding import Engine
+from decoding.forward.rows import RowList
 from decoding.previous import ResampleConfig, add_previous_rows
 from eval.bench.contenders import Contender
 from eval.bench.prompts import PromptSet
@@ -67,16 +67,17 @@ def measure_likelihood(model, documents: Sequence[Sequence[int]], control=None) 
 def document_losses(model, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Next-token and previous-token losses in nats of tokens 1 .. n - 2, in one forward of about 3 n rows."""
     config, rows, tokens = ResampleConfig.of(model.config), RowList(), list(tokens)
-    rows.add_causal(tokens, 0)
-    places, slot = [], len(tokens)
+    causal = rows.add_causal(tokens, 0)
+    judged, slot = [], len(tokens)
     for i in range(1, len(tokens) - 1):
-        slot += add_previous_rows(rows, tokens, i, 2, config, slot, config.prev_target == "follow")
-        places.append(len(rows) - 1)
-    engine = EngineModel(model, 1)
-    logits = engine.forward(Rows.pack([rows], engine.device))
+        added = add_previous_rows(rows, tokens, i, 2, config, slot, config.prev_target == "follow")
+        slot += len(added)
+        judged.append(added[-1])
+    engine = Engine(model)
+    step = engine.step([rows], engine.new_cache(1))
     labels = torch.tensor(tokens[1:-1], device=engine.device)
-    both = [list(range(len(tokens) - 2)), places]
-    ntp, ptp = (torch.nn.functional.cross_entropy(logits([0] * len(r), r), labels, reduction="none") for r in both)
+    both = (causal[: len(tokens) - 2], judged)
+    ntp, ptp = (torch.nn.functional.cross_entropy(step.logits([(0, r)]), labels, reduction="none") for r in both)
     return ntp.cpu(), ptp.cpu()
 
 

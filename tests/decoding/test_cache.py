@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
+from decoding import Engine
 from decoding.forward.cache import GROWTH, SlotCache
-from decoding.forward.model import EngineModel
-from decoding.forward.rows import RowList, Rows
+from decoding.forward.rows import RowList
 
 HEADS, WIDTH = 2, 3
 
@@ -103,7 +103,8 @@ def test_any_cut_into_forwards_equals_one_prefill(shared_model, cache_error, fam
     model = shared_model(family, torch.float64)
     rng = random.Random(0)
     texts = [[rng.randrange(3, 96) for _ in range(length)] for length in (23, 11, 17)]
-    engine = EngineModel(model, len(texts))
+    engine = Engine(model)
+    cache = engine.new_cache(len(texts))
     cached = [0, 0, 0]
     while any(n < len(text) for n, text in zip(cached, texts, strict=True)):
         lists = []
@@ -114,22 +115,22 @@ def test_any_cut_into_forwards_equals_one_prefill(shared_model, cache_error, fam
             rows.add_block([96] * rng.randrange(0, 4), cached[b], cached[b])  # dead slots, overwritten later
             lists.append(rows)
         if max(map(len, lists)) > 0:
-            engine.forward(Rows.pack(lists, engine.device))
+            engine.step(lists, cache)
     for b, text in enumerate(texts):
-        assert cache_error(model, engine.cache, b, text) < 1e-10
+        assert cache_error(model, cache, b, text) < 1e-10
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-window", "qwen3", "mistral-window"])
 def test_cached_rows_have_the_logits_of_an_uncached_forward(shared_model, family):
     model = shared_model(family, torch.float64)
     text = list(range(5, 30))
-    engine = EngineModel(model, 1)
+    engine = Engine(model)
+    cache = engine.new_cache(1)
     logits = []
     for start, end in ((0, 9), (9, 10), (10, 25)):
         rows = RowList()
-        rows.add_causal(text[start:end], start)
-        hidden = engine.forward(Rows.pack([rows], engine.device)).hidden
-        logits.append(model.lm_head(hidden)[0])
+        causal = rows.add_causal(text[start:end], start)
+        logits.append(model.lm_head(engine.step([rows], cache).hidden([(0, causal)])))
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([text]), use_cache=False).logits[0]
     assert (torch.cat(logits) - expected).abs().max() < 1e-10

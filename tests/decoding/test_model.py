@@ -1,4 +1,4 @@
-"""The model as the engine sees it: logits on demand, and model types that would decode wrongly refused."""
+"""The engine and its model: logits on demand, and model types that would decode wrongly refused."""
 
 import pytest
 import torch
@@ -13,18 +13,12 @@ from transformers import (
     OlmoForCausalLM,
 )
 
-from decoding import NextTokenDecoder, SlotCache
+from decoding import Engine, NextTokenDecoder, Step
 from decoding.forward import model as engine_model
 from decoding.forward.gating import block_rows, marked_block_rows
-from decoding.forward.model import EngineModel, RowLogits, check_model
 from decoding.forward.rows import RowList, Rows
 
 SMALL = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
-
-
-@pytest.fixture(autouse=True)
-def nothing_probed(monkeypatch):
-    monkeypatch.setattr(engine_model, "_probed", set())
 
 
 def seeded(make):
@@ -47,7 +41,8 @@ def test_logits_are_float32_and_only_of_the_rows_asked_for():
         return hidden @ torch.ones(4, 7, dtype=hidden.dtype)
 
     hidden = torch.arange(2 * 5 * 4, dtype=torch.bfloat16).reshape(2, 5, 4)
-    logits = RowLogits(hidden, head)([1, 0, 1], [4, 0, 2])
+    step = Step([], [], hidden, lambda rows: head(rows).float())
+    logits = step.logits([(1, range(4, 5)), (0, [0]), (1, range(2, 3))])
     assert seen == [(3, 4)] and logits.dtype == torch.float32
     assert torch.equal(logits[:, 0], torch.stack([hidden[1, 4].sum(), hidden[0, 0].sum(), hidden[1, 2].sum()]).float())
 
@@ -55,21 +50,30 @@ def test_logits_are_float32_and_only_of_the_rows_asked_for():
 @pytest.mark.parametrize("rows", [[2], [1, 2, 3], [0, 2, 3], [0, 4], [0, 1, 2, 3, 4]])
 def test_rows_of_one_sequence_may_have_gaps(rows):
     hidden = torch.randn(1, 5, 4)
-    logits = RowLogits(hidden, lambda h: h)
-    assert torch.equal(logits([0] * len(rows), rows), hidden[0, rows])
+    step = Step([], [], hidden, lambda h: h)
+    assert torch.equal(step.logits([(0, rows)]), hidden[0, rows])
+
+
+@pytest.mark.parametrize("spans", [[(0, range(1, 4))], [(1, range(0))], [(1, range(2, 5)), (0, range(1))], []])
+def test_spans_are_answered_one_after_the_other(spans):
+    hidden = torch.randn(2, 5, 4)
+    expected = [hidden[index, row] for index, rows in spans for row in rows]
+    answer = Step([], [], hidden, lambda h: h).hidden(iter(spans))
+    assert answer.shape == (len(expected), 4) and all(map(torch.equal, answer, expected))
 
 
 def test_a_forward_writes_the_cache_and_marks_the_block_rows(fresh_model):
     model = fresh_model("llama")
     marked = []
     model.model.embed_tokens.register_forward_hook(lambda *_: marked.append(block_rows()))
-    engine = EngineModel(model, 2)
+    engine = Engine(model)
+    cache = engine.new_cache(2)
     rows = Rows.pack([text_and_block(3, 2), text_and_block(6, 0)], engine.device)
-    hidden = engine.forward(rows).hidden
+    hidden = engine.forward(rows, cache)
     assert hidden.shape == (2, 6, 64)
     assert torch.equal(marked[0], rows.is_block) and rows.is_block.int().tolist() == [[0, 0, 0, 1, 1, 0], [0] * 6]
     assert block_rows() is None
-    assert all(layer.keys[0, :, :5].ne(0).any(-1).all() for layer in engine.cache.layers)
+    assert all(layer.keys[0, :, :5].ne(0).any(-1).all() for layer in cache.layers)
 
 
 def test_marks_end_with_the_forward_also_after_an_error():
@@ -106,7 +110,6 @@ def test_an_unknown_type_that_keeps_to_masks_and_slots_is_decoded(prompts):
     stock = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     ours = model.generate(**inputs, max_new_tokens=12, do_sample=False, custom_generate=NextTokenDecoder())
     assert torch.equal(ours, stock)
-    assert engine_model._probed == {"olmo"}
 
 
 @pytest.mark.parametrize(
@@ -120,28 +123,20 @@ def test_an_unknown_type_that_keeps_to_masks_and_slots_is_decoded(prompts):
 def test_types_that_would_decode_wrongly_are_refused_by_name(prompts, kind, make):
     model = seeded(make)
     with pytest.raises(ValueError, match=f"model_type='{kind}' cannot be decoded"):
-        check_model(model)
-    assert engine_model._probed == set()
+        Engine(model).check()
 
 
 def test_the_probe_sees_a_model_that_ignores_our_mask(fresh_model, monkeypatch):
     model = fresh_model("llama")
     monkeypatch.setattr(engine_model, "TESTED", ())
-    check_model(model)
-    engine_model._probed.clear()
+    Engine(model).check()
     monkeypatch.setattr("decoding.forward.attention.attention_masks", lambda model, visibility, slots: None)
     with pytest.raises(ValueError, match="model_type='llama' cannot be decoded: its logits"):
-        check_model(model)
+        Engine(model).check()
 
 
 def test_a_tested_type_is_not_probed(fresh_model, monkeypatch):
-    monkeypatch.setattr(engine_model, "_probe", lambda model: 1 / 0)
-    check_model(fresh_model("qwen3"))
+    monkeypatch.setattr(engine_model, "_passes", lambda model: 1 / 0)
+    Engine(fresh_model("qwen3")).check()
     with pytest.raises(ValueError, match="model_type='gpt2'.*ZeroDivisionError"):
-        check_model(seeded(lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=64, n_layer=2, n_head=4))))
-
-
-def test_a_given_cache_is_used(shared_model):
-    model, cache = shared_model("llama"), SlotCache(2)
-    assert EngineModel(model, 1, cache).cache is cache
-    assert len(EngineModel(model, 3).cache.tokens) == 3
+        Engine(seeded(lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=64, n_layer=2, n_head=4)))).check()

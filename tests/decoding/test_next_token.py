@@ -62,7 +62,7 @@ def test_long_prompts_are_run_in_chunks(shared_model, prompts, monkeypatch):
     model = shared_model("mistral-window")
     inputs = prompts(5, 47, 20)
     stock = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-    monkeypatch.setattr("decoding.loop.PREFILL_CHUNK", 9)
+    monkeypatch.setattr("decoding.decoder.PREFILL_CHUNK", 9)
     output = model.generate(
         **inputs, max_new_tokens=8, do_sample=False, custom_generate=NTP, return_dict_in_generate=True
     )

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModelForCausalLM
 
-from decoding.forward.model import EngineModel
+from decoding import Engine
 from decoding.forward.noise_level import (
     GIVEN,
     LEVELS,
@@ -15,7 +15,7 @@ from decoding.forward.noise_level import (
     noise_levels,
     with_noise_level,
 )
-from decoding.forward.rows import RowList, Rows
+from decoding.forward.rows import RowList
 from tests.conftest import VOCAB, build
 
 
@@ -24,7 +24,8 @@ def logits(model, levels=None) -> torch.Tensor:
     rows = RowList()
     rows.add_causal([3, 4], 0)
     rows.add_block([5, 6, 7], 2, 2, levels)
-    return EngineModel(model, 1).forward(Rows.pack([rows], model.device))([0] * 5, range(5))[:, :VOCAB]
+    engine = Engine(model)
+    return engine.step([rows], engine.new_cache(1)).logits([(0, range(5))])[:, :VOCAB]
 
 
 def test_untrained_levels_change_nothing():

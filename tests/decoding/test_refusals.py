@@ -7,8 +7,7 @@ import torch
 from transformers import DynamicCache, LogitsProcessorList
 from transformers.generation import logits_process as processors
 
-from decoding import NextTokenDecoder, SlotCache
-from decoding.forward.model import EngineModel
+from decoding import Engine, NextTokenDecoder, SlotCache
 from sbd import SetBlockDecoder
 
 NTP, SBD = NextTokenDecoder(), SetBlockDecoder(block_size=4)
@@ -23,7 +22,7 @@ def assert_refused(monkeypatch, unchanged):
         forwards = []
         with unchanged(model):
             with monkeypatch.context() as patch, pytest.raises(ValueError, match=message):
-                patch.setattr(EngineModel, "forward", lambda *_: forwards.append(1) or pytest.fail("the model was run"))
+                patch.setattr(Engine, "forward", lambda *_: forwards.append(1) or pytest.fail("the model was run"))
                 model.generate(**arguments)
         assert not forwards
 

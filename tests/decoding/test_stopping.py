@@ -10,7 +10,7 @@ from transformers.generation.stopping_criteria import (
     StopStringCriteria,
 )
 
-from decoding.stopping import Stopping
+from decoding.batch import Stopping
 
 CPU = torch.device("cpu")
 
@@ -66,19 +66,19 @@ def test_a_token_may_hold_more_than_the_stop_string(tokenizer):
 
 @pytest.mark.parametrize(("eos", "ids"), [(None, set()), (7, {7}), ([7, 9], {7, 9})])
 def test_eos_ids_of_the_generation_config(eos, ids):
-    assert Stopping.of(GenerationConfig(eos_token_id=eos, max_length=9), None, CPU).eos_token_ids == ids
+    assert Stopping.from_generate(GenerationConfig(eos_token_id=eos, max_length=9), None, CPU).eos_token_ids == ids
 
 
 def test_what_generate_prepared_is_counted_and_not_asked():
     own = StopAtLength(4)
     config = GenerationConfig(eos_token_id=[7], max_length=9)
     criteria = StoppingCriteriaList([MaxLengthCriteria(9), EosTokenCriteria([7]), own])
-    stopping = Stopping.of(config, criteria, CPU)
+    stopping = Stopping.from_generate(config, criteria, CPU)
     assert stopping.criteria == (own,) and stopping.eos_token_ids == {7}
 
 
 def test_a_users_own_eos_and_length_criteria_count():
     config = GenerationConfig(eos_token_id=None, max_length=9)
-    stopping = Stopping.of(config, StoppingCriteriaList([EosTokenCriteria(5), MaxLengthCriteria(6)]), CPU)
+    stopping = Stopping.from_generate(config, StoppingCriteriaList([EosTokenCriteria(5), MaxLengthCriteria(6)]), CPU)
     assert stopping.cut([1, 2], [3, 5, 3]) == 2
     assert stopping.cut([1, 2], [3, 3, 3, 3, 3]) == 4

@@ -107,18 +107,17 @@ def decode_with_seed(model, decoder, ids, config, seed):
     """One sequence through the engine with a generator of this seed."""
     from transformers import LogitsProcessorList
 
-    from decoding.batch import Batch
-    from decoding.forward.model import EngineModel
-    from decoding.generate import make_sequences
-    from decoding.loop import decode
-    from decoding.stopping import Stopping
-    from decoding.streaming import StreamWriter
+    from decoding import Engine
+    from decoding.batch import Batch, Stopping
+    from decoding.decoder import decode
+    from decoding.request import make_sequences
 
     sequences = make_sequences(model, ids, None, config.max_length)
     sequences[0].generator.manual_seed(seed)
     law = TokenLaw(LogitsProcessorList(), True, MASK, 1)
     batch = Batch(sequences, law, Stopping(), MASK, config=model.config)
-    decode(EngineModel(model, 1), decoder, batch, StreamWriter(None, 1))
+    engine = Engine(model)
+    decode(engine, decoder, batch, engine.new_cache(1))
     return sequences[0]
 
 

@@ -8,15 +8,12 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper
 
-from decoding import NextTokenDecoder, SlotCache, decoder_from_spec
-from decoding.batch import Batch, Sequence
-from decoding.forward.model import EngineModel
-from decoding.forward.rows import RowList, Rows
-from decoding.loop import decode
+from decoding import Engine, NextTokenDecoder, SlotCache, decoder_from_spec
+from decoding.batch import Batch, Sequence, Stopping
+from decoding.decoder import decode
+from decoding.forward.rows import RowList
 from decoding.previous import AcceptRule, ResampleConfig, add_previous_rows
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
-from decoding.streaming import StreamWriter
 from decoding.training.packed import Packing
 from rpt import ResampleDecoder, ResampleObjective
 from rpt.permutation import reordered
@@ -46,13 +43,14 @@ def test_rows_of_the_two_slot_forward(resample_model, rope_index, prev_target, c
     model = resample_model("llama", **config.as_dict())
     tokens = list(range(20, 34))
     i = len(tokens) - window
-    engine, known = EngineModel(model, 1), len(tokens) - 1
+    engine, known = Engine(model), len(tokens) - 1
+    cache = engine.new_cache(1)
     first, second = RowList(), RowList()
     first.add_causal(tokens[:known], 0)
-    engine.forward(Rows.pack([first], engine.device))
-    second.add_causal(tokens[known:], known)
+    engine.step([first], cache)
+    causal = second.add_causal(tokens[known:], known)
     added = add_previous_rows(second, tokens, i, window, config, len(tokens), config.prev_target == "follow")
-    logits = engine.forward(Rows.pack([second], engine.device))([0, 0], [0, added])
+    logits = engine.step([second], cache).logits([(0, causal[-1:]), (0, added[-1:])])
     plain = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
     assert torch.allclose(logits[0], plain, atol=1e-4)
     assert torch.allclose(logits[1], uncached_previous(model, config, tokens, i, window), atol=1e-4)
@@ -60,7 +58,7 @@ def test_rows_of_the_two_slot_forward(resample_model, rope_index, prev_target, c
     other = RowList()
     other.add_causal(tokens[known:], known)
     added = add_previous_rows(other, tokens, i, window, config, len(tokens), config.prev_target != "follow")
-    wrong = engine.forward(Rows.pack([other], engine.device))([0], [added])
+    wrong = engine.step([other], cache).logits([(0, added[-1:])])
     assert not torch.allclose(wrong[0], logits[1], atol=1e-2)
 
 
@@ -134,18 +132,19 @@ def test_batched_equals_single(resample_model, prompts, new_tokens, family, sett
         ]
 
 
-def run_batch(model, decoder, sequences, settings=(), ends=(), engine=None):
+def run_batch(model, decoder, sequences, settings=(), ends=(), cache=None):
     settings = dict(settings)
     warpers = [TemperatureLogitsWarper(settings["temperature"])] if settings else []
     law = TokenLaw(LogitsProcessorList(warpers), bool(settings), None, len(sequences))
     batch = Batch(sequences, law, Stopping(frozenset(ends)), config=model.config)
-    decode(engine or EngineModel(model, len(sequences)), decoder, batch, StreamWriter(None, len(sequences)))
+    engine = Engine(model)
+    decode(engine, decoder, batch, cache or engine.new_cache(len(sequences)))
     return sequences
 
 
-def run(model, decoder, prompt, settings=(), seed=0, ends=(), count=30, engine=None):
+def run(model, decoder, prompt, settings=(), seed=0, ends=(), count=30, cache=None):
     sequence = Sequence(0, prompt, len(prompt) + count, torch.Generator().manual_seed(seed))
-    return run_batch(model, decoder, [sequence], settings, ends, engine)[0]
+    return run_batch(model, decoder, [sequence], settings, ends, cache)[0]
 
 
 @pytest.mark.parametrize("window", [2, 3])
@@ -155,10 +154,10 @@ def test_cache_after_a_run_is_a_fresh_prefill(resample_model, cache_error, k, sc
     model = resample_model(window=window)
     decoder = ResampleDecoder(window=window, iterations=k, schedule=schedule)
     for settings in ((), {"temperature": 1.0}):
-        engine = EngineModel(model, 1)
-        sequence = run(model, decoder, list(range(5, 20)), settings, engine=engine)
+        cache = Engine(model).new_cache(1)
+        sequence = run(model, decoder, list(range(5, 20)), settings, cache=cache)
         assert sequence.cached >= len(sequence.tokens) - window
-        assert cache_error(model, engine.cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
+        assert cache_error(model, cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
 
 
 @pytest.mark.parametrize("window", [2, 3])

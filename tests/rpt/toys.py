@@ -1,18 +1,18 @@
 """Two-token toys whose every law is a table, a table model behind the engine's interface, and the exact recursion."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from decoding.batch import Batch, Sequence
-from decoding.forward.model import RowLogits
+from decoding import Engine, SlotCache
+from decoding.batch import Batch, Sequence, Stopping
+from decoding.decoder import decode
 from decoding.forward.rows import Rows
-from decoding.loop import decode
 from decoding.previous import ResampleConfig
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
-from decoding.streaming import StreamWriter
 
 
 def rows_normalised(table: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     return float(np.abs(p - q).sum() / 2)
 
 
-class TableEngine:
+class TableEngine(Engine):
     """A model made of tables: a row that predicts the next token reads ``n``, the prompt's row ``m``, a previous-token row
     ``p``. Hidden states are log-probabilities and the head is the identity."""
 
@@ -67,23 +67,22 @@ class TableEngine:
     def __init__(self, m, n, p, prompt_length: int = 1):
         self.m, self.n, self.p = (torch.tensor(table).log() for table in (m, n, p))
         self.prompt_length, self.forwards = prompt_length, 0
-        self.cache = self
+        super().__init__(SimpleNamespace(config=SimpleNamespace(resample=ResampleConfig().as_dict())))
 
-    def reorder_cache(self, kept: Tensor) -> None:
-        pass
-
-    def forward(self, rows: Rows) -> RowLogits:
+    def forward(self, rows: Rows, cache: SlotCache) -> Tensor:
         self.forwards += 1
         tokens = rows.tokens
         laws = torch.where((rows.offset == -1)[..., None], self.p[tokens], self.n[tokens])
         first = (rows.positions == self.prompt_length - 1) & (rows.offset == 1)
-        return RowLogits(torch.where(first[..., None], self.m, laws), lambda hidden: hidden)
+        return torch.where(first[..., None], self.m, laws)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
 
 
 def sample_table(decoder, tables, batch_size: int, new_tokens: int, seed: int = 0, greedy: bool = False):
     """Run ``decoder`` on a TableEngine; the finished sequences, each from the prompt [0]."""
     sequences = [Sequence(i, [0], 1 + new_tokens, torch.Generator().manual_seed(seed + i)) for i in range(batch_size)]
     law = TokenLaw(LogitsProcessorList(), not greedy, None, batch_size)
-    config = type("Config", (), {"resample": ResampleConfig().as_dict()})
-    decode(TableEngine(*tables), decoder, Batch(sequences, law, Stopping(), config=config), StreamWriter(None, 1))
+    decode(TableEngine(*tables), decoder, Batch(sequences, law, Stopping()), SlotCache(0, batch_size))
     return sequences

@@ -7,9 +7,9 @@ import torch
 from transformers.generation import logits_process as processors
 from transformers.generation.stopping_criteria import StopStringCriteria
 
-from decoding.batch import Batch, Sequence
+from decoding import Step
+from decoding.batch import Batch, Sequence, Stopping
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
 from sbd import ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
 from tests.conftest import MASK, VOCAB, RecordingStreamer
 
@@ -275,17 +275,16 @@ def test_processors_see_what_is_decided_to_the_left(padding):
     batch, decoder = Batch([sequence], law, Stopping(), MASK), SetBlockDecoder(4, TopK(1))
     law.check_holes("SetBlockDecoder")
 
-    def logits(places, rows) -> torch.Tensor:
-        certain = torch.zeros(len(rows), VOCAB)
-        for i, row in enumerate(rows):
-            offset = row - len(batch.sequences[0].tokens[sequence.cached : 2])
+    def head(positions) -> torch.Tensor:
+        certain = torch.zeros(len(positions), VOCAB)
+        for i, offset in enumerate((positions[:, 0] - 2).tolist()):
             certain[i, 50 + offset] = {0: 1.0, 1: 9.0, 2: 5.0, 3: 3.0}[offset]
         return certain
 
     for _ in range(2):
-        decoder.plan(batch)
+        (rows,) = decoder.plan(batch)
         sequence.forwards += 1
-        decoder.absorb(batch, logits)
+        decoder.absorb(batch, Step([sequence], [rows], torch.tensor(rows.positions)[None, :, None], head))
     m = MASK
     assert diary[:4] == [padding + [3, 4], padding + [3, 4, m], padding + [3, 4, m, m], padding + [3, 4, m, m, m]]
     assert diary[4:] == [padding + [3, 4], padding + [3, 4, m, 51], padding + [3, 4, m, 51, m]]

@@ -7,15 +7,12 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from decoding import NextTokenDecoder
-from decoding.batch import Batch
+from decoding import Engine, NextTokenDecoder
+from decoding.batch import Batch, Stopping
+from decoding.decoder import decode
 from decoding.forward.cache import SlotCache
-from decoding.forward.model import EngineModel
-from decoding.generate import make_sequences
-from decoding.loop import decode
+from decoding.request import make_sequences
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
-from decoding.streaming import StreamWriter
 from sbd import ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
 from tests.conftest import FAMILIES, MASK, chi_square_z
 
@@ -176,19 +173,19 @@ def test_batched_equals_single(shared_model, prompts, new_tokens, family, side, 
 
 
 def run_and_watch(model, inputs, decoder, max_new: int, watch, eos=()) -> list:
-    """Decode and call ``watch(engine, batch, sequences)`` after each forward, sequences as they lie in the cache."""
+    """Decode and call ``watch(cache, batch, sequences)`` after each forward, sequences as they lie in the cache."""
     width = inputs["input_ids"].shape[1]
     sequences = make_sequences(model, inputs["input_ids"], inputs["attention_mask"], width + max_new)
     batch = Batch(sequences, TokenLaw([], False, MASK, len(sequences)), Stopping(frozenset(eos)), MASK)
-    engine = EngineModel(model, len(sequences))
+    engine = Engine(model)
+    cache = engine.new_cache(len(sequences))
 
     class Watched(type(decoder)):
-        def absorb(self, batch, logits):
-            in_cache = batch.unfinished
-            super().absorb(batch, logits)
-            watch(engine, batch, in_cache)
+        def absorb(self, batch, step):
+            super().absorb(batch, step)
+            watch(cache, batch, step.sequences)
 
-    decode(engine, Watched(**vars(decoder)), batch, StreamWriter(None, len(sequences)))
+    decode(engine, Watched(**vars(decoder)), batch, cache)
     return sequences
 
 
@@ -200,9 +197,9 @@ def test_keys_and_values_are_a_fresh_prefill_after_every_ragged_step(
     model = shared_model(family, DOUBLE)
     lengths_seen = set()
 
-    def watch(engine, batch, in_cache):
+    def watch(cache, batch, in_cache):
         for place, sequence in enumerate(in_cache):
-            assert cache_error(model, engine.cache, place, sequence.tokens[: sequence.cached]) < 1e-10
+            assert cache_error(model, cache, place, sequence.tokens[: sequence.cached]) < 1e-10
         lengths_seen.add(tuple(sequence.cached for sequence in in_cache))
 
     decoder = SetBlockDecoder(block_size=4, rule=EntropyBound(1.5), commit=commit)
@@ -281,7 +278,7 @@ def test_no_tensor_of_rows_by_vocabulary_outlives_a_step(shared_model, prompts, 
     model = shared_model("llama", vocab_size=size)
     found = []
 
-    def watch(engine, batch, in_cache):
+    def watch(cache, batch, in_cache):
         gc.collect()
         tensors = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.dim())
         found.extend(tuple(tensor.shape) for tensor in tensors if tensor.shape[-1] == size)

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
+from decoding import Engine
 from decoding.forward.attention import run_trunk
-from decoding.forward.model import EngineModel
-from decoding.forward.rows import RowList, Rows
+from decoding.forward.rows import RowList
 from decoding.training.packed import Packing
 from sbd import SetBlockObjective
 from sbd.objective import BlockGrid, set_block_visibility
@@ -165,12 +165,13 @@ def test_training_forward_equals_cached_decode_forward(shared_model, monkeypatch
     assert positions[0].tolist() == [*range(length), *range(length)]
     masked_half = tokens[0, length:].tolist()
     text = batch["input_ids"][0].tolist()
-    engine, cached, blocks = EngineModel(model, 1), 0, 0
+    engine, cached, blocks = Engine(model), 0, 0
+    cache = engine.new_cache(1)
     for start, end in sorted({(int(s), int(e)) for s, e in zip(grid.start[0], grid.end[0], strict=True)}):
         rows = RowList()
         rows.add_causal(text[cached:start], cached)
-        rows.add_block(masked_half[start:end], start, start)
-        decoded = engine.forward(Rows.pack([rows], engine.device)).hidden[0, start - cached :]
+        block = rows.add_block(masked_half[start:end], start, start)
+        decoded = engine.step([rows], cache).hidden([(0, block)])
         assert (decoded - hidden[0, length + start : length + end]).abs().max() < 1e-10
         cached, blocks = start, blocks + 1
     assert blocks >= 5

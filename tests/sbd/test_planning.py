@@ -1,16 +1,19 @@
 """Choosing drafts and look-ahead blocks: running estimates, prompt lookup, and the cost of rows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from decoding import Engine
 from decoding.batch import Sequence
-from decoding.forward.costs import RowCosts, measure_row_costs
-from decoding.forward.model import EngineModel
-from sbd.acceptance import AcceptanceTable
-from sbd.auto import AutoPlanner
-from sbd.lookup import PromptLookup
-from sbd.planner import Draft, Planner, likeliest
-from sbd.speculative import SpeculativeState
+from decoding.forward.costs import RowCosts
+from decoding.sampling import UniformStream
+from sbd.lossless.acceptance import AcceptanceTable
+from sbd.lossless.auto_planner import AutoPlanner
+from sbd.lossless.decoder import SpeculativeState
+from sbd.lossless.drafts import Draft, PromptLookup
+from sbd.lossless.planner import Planner, likeliest
 
 
 def test_acceptance_starts_from_confidence_and_learns():
@@ -35,22 +38,22 @@ def test_record_ignores_drafts_behind_the_first_rejected():
 
 def test_lookup_finds_the_longest_and_latest_run():
     lookup = PromptLookup(longest=3)
-    assert lookup.draft([1, 2, 3, 9, 1, 2, 3], 2) == ([9, 1], 3)
+    assert lookup.find([1, 2, 3, 9, 1, 2, 3], 2) == ([9, 1], 3)
     text = [1, 2, 7, 8, 2, 5, 1, 2]
-    assert PromptLookup().draft(text, 2) == ([7, 8], 2), "the run (1, 2) beats the later but shorter run (2)"
-    assert PromptLookup().draft([1, 2, 3, 4], 3) == ([], 0)
+    assert PromptLookup().find(text, 2) == ([7, 8], 2), "the run (1, 2) beats the later but shorter run (2)"
+    assert PromptLookup().find([1, 2, 3, 4], 3) == ([], 0)
 
 
 @pytest.mark.parametrize(("text", "expected"), [([5, 5], [5, 5, 5, 5]), ([7, 1, 2, 3, 1, 2, 3], [1, 2, 3, 1])])
 def test_lookup_goes_on_with_what_repeats_itself(text, expected):
-    assert PromptLookup().draft(text, 4)[0] == expected
+    assert PromptLookup().find(text, 4)[0] == expected
 
 
 def test_lookup_indexes_text_as_it_grows():
     lookup, text = PromptLookup(), []
     for token in [4, 5, 6, 4, 5]:
         text.append(token)
-        found = lookup.draft(text, 2)
+        found = lookup.find(text, 2)
     assert found == ([6, 4], 2)
 
 
@@ -65,28 +68,32 @@ def test_costs_interpolate_and_never_fall():
 
 
 def test_costs_are_measured_once_for_each_batch_size(shared_model):
-    engine = EngineModel(shared_model("llama"), 1)
-    first = measure_row_costs(engine, 1, 20)
-    assert measure_row_costs(engine, 1, 20) is first
-    assert measure_row_costs(engine, 2, 20) is not first
+    engine = Engine(shared_model("llama"))
+    first = engine.row_costs(1, 20)
+    assert engine.row_costs(1, 20) is engine.row_costs(1, 12) is first
+    assert engine.row_costs(2, 20) is not first
     assert 0 < first(1) <= first(20)
 
 
 def test_the_draft_that_promises_more_is_taken():
     planner = Planner(8, "all", has_masks=True)
     sure, unsure = Draft([5] * 7, [0.9] * 7), Draft([5] * 7, [0.3] * 7)
-    assert planner.expected(sure) > planner.expected(unsure) > planner.expected(Draft()) == 0.0
-    found = Draft([6] * 7, [0.5] * 7, kind="lookup")
-    assert planner.expected(sure) > planner.expected(found) > planner.expected(unsure)
+    found, text = Draft([6] * 7, [0.5] * 7, source="prompt_lookup"), sequence()
+    expected = [planner.expected(text, draft) for draft in (sure, found, unsure, Draft())]
+    assert expected == sorted(expected, reverse=True) and expected[2] > expected[3] == 0.0
 
 
 def sequence(room: int = 100) -> Sequence:
     return Sequence(0, [1, 2, 3], 3 + room, torch.Generator())
 
 
-def planner(seconds_of_a_block: float) -> AutoPlanner:
+def engine_of(seconds_of_a_block: float) -> Engine:
     """One row costs a second; ``seconds_of_a_block`` is what eight more rows add."""
-    return AutoPlanner(8, True, RowCosts([1, 9], [1.0, 1.0 + seconds_of_a_block]))
+    return Engine(SimpleNamespace(), row_costs=RowCosts([1, 9], [1.0, 1.0 + seconds_of_a_block]))
+
+
+def planner(seconds_of_a_block: float) -> AutoPlanner:
+    return AutoPlanner(8, True, engine_of(seconds_of_a_block))
 
 
 def test_auto_prepares_everything_when_rows_are_free():
@@ -125,13 +132,13 @@ def trials(plan: AutoPlanner, draft: Draft, tokens: int) -> list[int]:
 
 
 def test_auto_remembers_from_text_to_text_whether_drafting_pays():
-    costs = RowCosts([1, 9], [1.0, 1.5])
+    engine = engine_of(0.5)
     useless, sure = Draft([5] * 7, [0.02] * 7), Draft([5] * 7, [0.95] * 7)
-    first, second = (trials(AutoPlanner(8, True, costs), useless, 80) for _ in range(2))
+    first, second = (trials(AutoPlanner(8, True, engine), useless, 80) for _ in range(2))
     assert first[0] == 0 and len(first) > 2
     assert second == [16], "one trial, though the text is new; the next pause is that of the text before"
-    assert trials(AutoPlanner(8, True, costs), sure, 80)[:2] == [16, 17], "what pays is seen at the first trial"
-    assert trials(AutoPlanner(8, True, costs), sure, 80)[0] == 0
+    assert trials(AutoPlanner(8, True, engine), sure, 80)[:2] == [16, 17], "what pays is seen at the first trial"
+    assert trials(AutoPlanner(8, True, engine), sure, 80)[0] == 0
     assert trials(planner(0.5), useless, 10) == [0], "another model has its own"
 
 
@@ -140,18 +147,20 @@ def test_auto_takes_no_more_drafts_than_there_is_room():
 
 
 def test_lookup_is_judged_by_the_text_even_where_its_drafts_were_not_verified():
-    planner, state = Planner(4, "all", False), SpeculativeState(lookup=PromptLookup())
-    table = planner.tables["lookup"]
+    planner, text = Planner(4, "all", False), sequence()
+    state = SpeculativeState([PromptLookup()], UniformStream(text.generator))
+    table = planner.table(text, "prompt_lookup")
 
-    def draft(*tokens):
-        return Draft(list(tokens), [0.5] * len(tokens), kind="lookup")
+    def watch(tokens, *proposed):
+        text.tokens = tokens
+        state.watch(planner, text, Draft(list(proposed), [0.5] * len(proposed), source="prompt_lookup"))
 
-    state.watch(planner, [1, 2], draft(3, 4, 7))
-    state.watch(planner, [1, 2, 3], draft(9))  # right so far: nothing to learn yet, and nothing new is watched
+    watch([1, 2], 3, 4, 7)
+    watch([1, 2, 3], 9)  # right so far: nothing to learn yet, and nothing new is watched
     assert not any(map(any, table.tried))
-    state.watch(planner, [1, 2, 3, 5], draft())  # its second token is wrong, its third was never reached
+    watch([1, 2, 3, 5])  # its second token is wrong, its third was never reached
     assert [sum(tried) for tried in table.tried] == [1, 1, 0]
     assert [sum(accepted) for accepted in table.accepted] == [1, 0, 0]
-    state.watch(planner, [1, 2, 3, 5, 6], draft(8, 9))
-    state.watch(planner, [1, 2, 3, 5, 6, 8, 9, 1], draft())  # all of it is right
+    watch([1, 2, 3, 5, 6], 8, 9)
+    watch([1, 2, 3, 5, 6, 8, 9, 1])  # all of it is right
     assert [sum(accepted) for accepted in table.accepted] == pytest.approx([1.97, 1, 0])

@@ -6,12 +6,10 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from decoding.batch import Batch, Sequence
-from decoding.forward.model import EngineModel
-from decoding.loop import decode
+from decoding import Engine
+from decoding.batch import Batch, Sequence, Stopping
+from decoding.decoder import decode
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
-from decoding.streaming import StreamWriter
 from sbd import EntropyBound, SetBlockDecoder
 from tests.conftest import FAMILIES, MASK
 
@@ -57,11 +55,12 @@ def test_cache_after_a_run_is_a_fresh_prefill(shared_model, cache_error, bound):
     model = shared_model("llama")
     sequence = Sequence(0, list(range(5, 20)), 50, torch.Generator())
     batch = Batch([sequence], TokenLaw(LogitsProcessorList(), False, MASK), Stopping(), MASK)
-    engine = EngineModel(model, 1)
+    engine = Engine(model)
+    cache = engine.new_cache(1)
     decoder = SetBlockDecoder(block_size=5, rule=EntropyBound(bound), anchor=True, commit="prefix")
-    decode(engine, decoder, batch, StreamWriter(None, 1))
+    decode(engine, decoder, batch, cache)
     assert sequence.cached > 40
-    assert cache_error(model, engine.cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
+    assert cache_error(model, cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
 
 
 def test_unknown_commit_is_named():

@@ -4,14 +4,11 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from decoding import decoder_from_spec
-from decoding.batch import Batch, Sequence
-from decoding.forward.model import EngineModel
-from decoding.loop import decode
+from decoding import Engine, decoder_from_spec
+from decoding.batch import Batch, Sequence, Stopping
+from decoding.decoder import decode
 from decoding.previous import ResampleConfig
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
-from decoding.streaming import StreamWriter
 from rpt import attach_offset_code
 from sbd import EntropyBound, Remask, Resample, SetBlockDecoder
 from tests.conftest import MASK, build
@@ -28,11 +25,12 @@ def model():
     return model
 
 
-def run(model, decoder, prompt, count=30, ends=(), engine=None):
+def run(model, decoder, prompt, count=30, ends=(), cache=None):
     sequence = Sequence(0, list(prompt), len(prompt) + count, torch.Generator().manual_seed(0))
     law = TokenLaw(LogitsProcessorList(), False, MASK)
     batch = Batch([sequence], law, Stopping(frozenset(ends)), MASK, config=model.config)
-    decode(engine or EngineModel(model, 1), decoder, batch, StreamWriter(None, 1))
+    engine = Engine(model)
+    decode(engine, decoder, batch, cache or engine.new_cache(1))
     return sequence
 
 
@@ -60,12 +58,12 @@ def test_a_revision_that_wants_nothing_changes_nothing(model, revision):
 
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_cache_after_a_run_is_a_fresh_prefill(model, cache_error, revision):
-    engine = EngineModel(model, 1)
-    sequence = run(model, SetBlockDecoder(5, EntropyBound(6.0), revision=revision), range(5, 20), engine=engine)
+    cache = Engine(model).new_cache(1)
+    sequence = run(model, SetBlockDecoder(5, EntropyBound(6.0), revision=revision), range(5, 20), cache=cache)
     assert len(sequence.new_tokens) == 30 and sum(sequence.revisions) > 2
     assert MASK not in sequence.new_tokens
     assert sequence.cached > 35
-    assert cache_error(model, engine.cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
+    assert cache_error(model, cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -7,17 +7,14 @@ import torch
 from scipy.stats import chisquare
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from decoding import NextTokenDecoder, SlotCache
-from decoding.batch import Batch, Sequence
+from decoding import Engine, NextTokenDecoder, SlotCache
+from decoding.batch import Batch, Sequence, Stopping
+from decoding.decoder import decode
 from decoding.forward.gating import block_rows
-from decoding.forward.model import EngineModel
-from decoding.forward.rows import RowList, Rows
-from decoding.loop import decode
+from decoding.forward.rows import RowList
 from decoding.sampling import TokenLaw
-from decoding.stopping import Stopping
-from decoding.streaming import StreamWriter
 from sbd import SelfSpeculativeDecoder
-from sbd.planner import Draft
+from sbd.lossless.drafts import Draft, MaskDrafts
 from tests.conftest import FAMILIES, MASK
 
 LOOK_AHEADS = ("all", "alternate", 0, 1, 2, "auto")
@@ -45,14 +42,15 @@ def test_greedy_text_equals_generate_for_every_family(shared_model, prompts, fam
     assert torch.equal(greedy(model, inputs, decoder), greedy(model, inputs))
 
 
-class ScriptedDrafts(SelfSpeculativeDecoder):
-    """Drafts come from ``oracle(sequence)`` instead of the mask rows."""
+def scripted(oracle) -> type[MaskDrafts]:
+    """A source that proposes ``oracle(tokens, drafted)`` for the text ``tokens``, whatever the mask rows ``drafted``."""
 
-    def _draft_again(self, batch, logits, sequences, causal_rows, accepted):
-        super()._draft_again(batch, logits, sequences, causal_rows, accepted)
-        for sequence in sequences:
-            tokens = self.oracle(sequence)[: self.block_size - 1]
-            sequence.state.draft = Draft(tokens, [0.9] * len(tokens))
+    class ScriptedDrafts(MaskDrafts):
+        def propose(self, tokens, count):
+            drafts = oracle(tokens, self.draft.tokens)[:count]
+            return Draft(drafts, [0.9] * len(drafts))
+
+    return ScriptedDrafts
 
 
 @pytest.mark.parametrize("look_ahead", ["all", "alternate", 0, 2])
@@ -63,13 +61,13 @@ def test_greedy_text_does_not_depend_on_the_drafts(shared_model, prompts, look_a
     expected = greedy(model, inputs)
     random = torch.Generator().manual_seed(0)
 
-    def oracle(sequence):
-        right = expected[sequence.index, len(sequence.tokens) :].tolist()
+    def oracle(tokens, drafted):
+        (text,) = [row for row in expected.tolist() if row[: len(tokens)] == tokens]
+        right = text[len(tokens) :]
         guess = torch.randint(3, MASK, (len(right),), generator=random).tolist()
         return {"right": right, "wrong": [(token + 1) % MASK for token in right], "random": guess}[quality]
 
-    decoder = ScriptedDrafts(block_size=4, look_ahead=look_ahead)
-    object.__setattr__(decoder, "oracle", oracle)
+    decoder = SelfSpeculativeDecoder(block_size=4, look_ahead=look_ahead, draft=scripted(oracle))
     output = greedy(model, inputs, decoder, return_dict_in_generate=True)
     assert torch.equal(output.sequences, expected)
     if quality == "right":
@@ -120,14 +118,12 @@ def test_drafts_are_accepted_more_often_by_the_ratio_test(shared_model, prompts)
     """At temperature 1 the ratio test accepts sum min(p, q); testing point masses would accept sum p q only."""
     model = shared_model("llama")
 
-    class PointMass(SelfSpeculativeDecoder):
-        def _draft_again(self, *arguments):
-            super()._draft_again(*arguments)
-            for sequence in arguments[2]:
-                sequence.state.draft.hidden = None
+    class PointMass(MaskDrafts):
+        def propose(self, tokens, count):
+            return Draft(self.draft.tokens, self.draft.confidences)
 
     rates = []
-    for kind in (SelfSpeculativeDecoder, PointMass):
+    for draft in ("mask", PointMass):
         torch.manual_seed(0)
         output = model.generate(
             **prompts(*[6] * 32),
@@ -135,7 +131,7 @@ def test_drafts_are_accepted_more_often_by_the_ratio_test(shared_model, prompts)
             do_sample=True,
             temperature=4.0,
             top_k=0,
-            custom_generate=kind(block_size=4, look_ahead="all"),
+            custom_generate=SelfSpeculativeDecoder(block_size=4, look_ahead="all", draft=draft),
             return_dict_in_generate=True,
         )
         rates.append(float(output.new_tokens.sum() / output.forwards.sum()))
@@ -146,19 +142,20 @@ def test_branch_logits_equal_a_separate_forward(shared_model):
     """Every look-ahead block sees the past, z and its own drafts, and is blind to the other blocks."""
     model = shared_model("llama", torch.float64)
     tokens, drafts, size = list(range(5, 17)), [20, 21, 22], 4
-    engine = EngineModel(model, 1)
+    engine = Engine(model)
     rows = RowList()
     rows.add_causal(tokens + drafts, 0)
-    for a in range(len(drafts) + 1):
+    blocks = [
         rows.add_block([MASK] * size, len(tokens) + a, len(tokens) + len(drafts) + a * size)
-    together = engine.forward(Rows.pack([rows], engine.device)).hidden[0]
-    for a in range(len(drafts) + 1):
+        for a in range(len(drafts) + 1)
+    ]
+    together = engine.step([rows], engine.new_cache(1))
+    for a, block in enumerate(blocks):
         alone = RowList()
         alone.add_causal(tokens + drafts[:a], 0)
-        alone.add_block([MASK] * size, len(tokens) + a, len(tokens) + a)
-        separate = EngineModel(model, 1).forward(Rows.pack([alone], engine.device)).hidden[0, -size:]
-        start = len(tokens) + len(drafts) + a * size
-        torch.testing.assert_close(together[start : start + size], separate, atol=1e-10, rtol=0)
+        own = alone.add_block([MASK] * size, len(tokens) + a, len(tokens) + a)
+        separate = engine.step([alone], engine.new_cache(1))
+        torch.testing.assert_close(together.hidden([(0, block)]), separate.hidden([(0, own)]), atol=1e-10, rtol=0)
 
 
 def test_row_counts(shared_model, prompts, count_rows):
@@ -180,20 +177,12 @@ def test_tokens_per_forward_formula(shared_model, prompts, look_ahead, covered):
     expected = greedy(model, inputs, max_new_tokens=600)
     coin = torch.Generator().manual_seed(0)
 
-    def oracle(sequence):
-        right = expected[0, len(sequence.tokens) :].tolist()
-        return [t if torch.rand((), generator=coin) < 0.7 else (t + 1) % MASK for t in right]
+    def oracle(tokens, drafted):
+        right = expected[0, len(tokens) :].tolist()
+        simulated = [t if torch.rand((), generator=coin) < 0.7 else (t + 1) % MASK for t in right]
+        return simulated if drafted else []  # nothing, where no block was provided for the length that came true
 
-    class Simulated(ScriptedDrafts):
-        def _draft_again(self, batch, logits, sequences, causal_rows, accepted):
-            had_block = [a in s.state.provided for s, a in zip(sequences, accepted, strict=True)]
-            super()._draft_again(batch, logits, sequences, causal_rows, accepted)
-            for sequence, drafted in zip(sequences, had_block, strict=True):
-                if not drafted:
-                    sequence.state.draft = Draft()
-
-    decoder = Simulated(block_size=4, look_ahead=look_ahead)
-    object.__setattr__(decoder, "oracle", oracle)
+    decoder = SelfSpeculativeDecoder(block_size=4, look_ahead=look_ahead, draft=scripted(oracle))
     output = greedy(model, inputs, decoder, max_new_tokens=600, return_dict_in_generate=True)
     lengths = output.acceptance_lengths[0]
     mean = sum(lengths) / len(lengths)
@@ -221,10 +210,11 @@ def test_cache_after_a_run_is_a_fresh_prefill(shared_model, cache_error, look_ah
     model = shared_model("llama")
     sequence = Sequence(0, list(range(5, 20)), 50, torch.Generator())
     batch = Batch([sequence], TokenLaw(LogitsProcessorList(), False, MASK), Stopping(), MASK)
-    engine = EngineModel(model, 1)
-    decode(engine, SelfSpeculativeDecoder(block_size=4, look_ahead=look_ahead), batch, StreamWriter(None, 1))
+    engine = Engine(model)
+    cache = engine.new_cache(1)
+    decode(engine, SelfSpeculativeDecoder(block_size=4, look_ahead=look_ahead), batch, cache)
     assert sequence.cached >= 40
-    assert cache_error(model, engine.cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
+    assert cache_error(model, cache, 0, sequence.tokens[: sequence.cached]) < 1e-4
 
 
 def test_cache_is_kept_between_turns(shared_model, prompts, count_rows):
@@ -302,10 +292,10 @@ def test_an_adapter_on_mask_rows_leaves_the_text_of_the_base_model(fresh_model, 
     assert sum(seen) > 0, "the adapter must have been told of block rows"
 
     def drafts(model):
-        engine, rows = EngineModel(model, 1), RowList()
+        engine, rows = Engine(model), RowList()
         rows.add_causal([5, 6, 7], 0)
         rows.add_block([MASK] * 4, 3, 3)
-        hidden = engine.forward(Rows.pack([rows], engine.device)).hidden[0]
+        hidden = engine.step([rows], engine.new_cache(1)).hidden_states[0]
         return hidden[:3], hidden[3:]
 
     (causal, masks), (base_causal, base_masks) = drafts(adapted), drafts(base)

@@ -56,9 +56,9 @@ def test_versions_are_ranges_here_and_pins_there():
 
 def test_readme_names_files_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w./*-]+)` \|", text, flags=re.MULTILINE)  # the table of files
+    rows = re.findall(r"^\| `([\w./*-]+)` \|", text, flags=re.MULTILINE)  # the table of packages
     table = [name for name in rows if re.search(r"/|\.(?:py|toml|txt|yaml|md)$", name)]
-    assert table, "the README has no table of files"
+    assert table, "the README has no table of packages"
     mentioned = re.findall(r"`([\w./-]+\.(?:py|yaml|toml))`", text)
     missing = [name for name in table + mentioned if not list(ROOT.glob(name.rstrip("/")))]
     assert not missing

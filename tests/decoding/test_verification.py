@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from sbd.verification import verify_greedy, verify_sampled
+from decoding.verification import verify_greedy, verify_sampled
 
 V, LENGTH = 5, 3
 
@@ -117,6 +117,12 @@ def test_ratio_test_on_drafts_drawn_in_another_order_does_not(tables):
     assert total_variation(emitted_law(p, refined(joint, p), None), chain_law(p)) < 1e-12
 
 
+def many(count: int, p, draft: list[int], q):
+    """The same drafts for ``count`` sequences, as ``verify_sampled`` takes them."""
+    drafts, lengths = torch.tensor([draft]).expand(count, -1), torch.full((count,), len(draft))
+    return p.expand(count, -1, -1), drafts, lengths, None if q is None else q.expand(count, -1, -1)
+
+
 @pytest.mark.parametrize("with_laws", [True, False])
 def test_verify_sampled_follows_the_algebra(tables, with_laws):
     p, q = tables
@@ -134,11 +140,10 @@ def test_verify_sampled_follows_the_algebra(tables, with_laws):
         reached = reached * accept
     expected[LENGTH] = reached * p[tuple(draft)]
 
-    generator = torch.Generator().manual_seed(2)
     runs, seen = 20_000, torch.zeros(LENGTH + 1, V)
-    for _ in range(runs):
-        accepted, token = verify_sampled(scores, draft, laws, generator)
-        seen[accepted, token] += 1
+    uniform = torch.rand(runs, LENGTH + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    accepted, token = verify_sampled(*many(runs, scores.exp(), draft, laws if laws is None else laws.exp()), uniform)
+    seen.index_put_((accepted, token), torch.ones(runs), accumulate=True)
     possible = expected > 0
     assert seen[~possible].sum() == 0
     assert chisquare(seen[possible], runs * expected[possible] / expected.sum()).pvalue > 1e-4
@@ -149,11 +154,59 @@ def test_verify_sampled_follows_the_algebra(tables, with_laws):
     [([5, 6, 7], [5, 6], (2, 7)), ([5, 6, 7], [5, 9], (1, 6)), ([5, 6, 7], [4, 6], (0, 5)), ([5], [], (0, 5))],
 )
 def test_verify_greedy(likeliest, drafts, expected):
-    assert verify_greedy(likeliest, drafts) == expected
+    drafts = torch.tensor([drafts], dtype=torch.long)
+    accepted, token = verify_greedy(torch.tensor([likeliest]), drafts, torch.tensor([drafts.shape[1]]))
+    assert (int(accepted), int(token)) == expected
 
 
 def test_a_certain_draft_is_never_rejected():
-    scores = torch.full((2, V), -torch.inf)
-    scores[:, 1] = 0.0
-    for laws in (scores[:1], None):
-        assert verify_sampled(scores, [1], laws, torch.Generator().manual_seed(0)) == (1, 1)
+    p = torch.zeros(2, V)
+    p[:, 1] = 1.0
+    for q in (p[:1], None):
+        accepted, token = verify_sampled(*many(100, p, [1], q), torch.rand(100, 2, dtype=torch.float64))
+        assert (accepted == 1).all() and (token == 1).all()
+
+
+def ragged(lengths: list[int], most: int):
+    """Random p, q, drafts and numbers for sequences of these many drafts, and garbage behind them."""
+    generator = torch.Generator().manual_seed(3)
+    shape = len(lengths), most
+
+    def distributions(rows: int):
+        return (2 * torch.randn(shape[0], rows, V, generator=generator, dtype=torch.float64)).softmax(-1)
+
+    drafts = torch.randint(V, shape, generator=generator)
+    uniform = torch.rand(shape[0], most + 1, generator=generator, dtype=torch.float64)
+    return distributions(most + 1), drafts, torch.tensor(lengths), distributions(most), uniform
+
+
+@pytest.mark.parametrize("kind", ["ratio", "point mass", "greedy"])
+def test_ragged_drafts_are_verified_as_one_by_one(kind):
+    p, drafts, lengths, q, uniform = ragged([0, 3, 1, 2, 3, 0, 2], 3)
+    for b, count in enumerate(lengths.tolist()):  # what lies behind a sequence's own must not matter
+        p[b, count + 1 :], q[b, count:] = torch.nan, 0
+        drafts[b, : b // 2] = p[b, : b // 2].argmax(-1)[: len(drafts[b, : b // 2])]
+    together, alone = [], []
+    for rows in [slice(None), *(slice(b, b + 1) for b in range(len(lengths)))]:
+        own = 3 if rows == slice(None) else int(lengths[rows])
+        if kind == "greedy":
+            likeliest = p[rows, : own + 1].nan_to_num().argmax(-1)
+            got = verify_greedy(likeliest, drafts[rows, :own], lengths[rows])
+        else:
+            numbers = torch.cat([uniform[rows, :own], uniform[rows, -1:]], dim=1)
+            given = q[rows, :own] if kind == "ratio" else None
+            got = verify_sampled(p[rows, : own + 1], drafts[rows, :own], lengths[rows], given, numbers)
+        (together if rows == slice(None) else alone).append(torch.stack(got))
+    assert torch.equal(together[0], torch.cat(alone, dim=1))
+    assert (together[0][0] <= lengths).all() and together[0][0].unique().numel() > 1
+
+
+def test_a_draft_from_anywhere_is_one_whose_distribution_is_all_at_it():
+    p, drafts, lengths, _, uniform = ragged([3, 2, 0, 3], 3)
+    certain = torch.zeros(4, 3, V, dtype=torch.float64).scatter_(2, drafts[..., None], 1)
+    for with_q, without in zip(
+        verify_sampled(p, drafts, lengths, certain, uniform),
+        verify_sampled(p, drafts, lengths, None, uniform),
+        strict=True,
+    ):
+        assert torch.equal(with_q, without)

@@ -14,20 +14,17 @@ whose drafts are worth nothing does not pay for trials at the start of every sho
 """
 
 import time
-import weakref
 from dataclasses import dataclass
 
 from decoding.batch import Sequence
-from decoding.forward.costs import RowCosts
-from sbd.planner import Draft, Planner, likeliest
+from decoding.engine import Engine
+from sbd.lossless.drafts import Draft
+from sbd.lossless.planner import Planner, likeliest
 
 MARGIN = 1.05  # drafting must promise this much more than plain decoding
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256  # plain tokens between two trials once drafting does not pay
 MEMORY = 0.9  # weight of the past in running means
 UNTRIED = 1.0  # tokens that a mask draft is worth before any was seen, so that lookup does not keep masks from a trial
-
-# By cost curve, so by model, dtype, device and batch size: the pause that texts have come to; none while drafts pay.
-_pauses: weakref.WeakKeyDictionary[RowCosts, int] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -43,9 +40,13 @@ class Prospects:
 class AutoPlanner(Planner):
     """A Planner that weighs expected tokens against measured seconds."""
 
-    def __init__(self, block_size: int, has_masks: bool, costs: RowCosts):
-        super().__init__(block_size, "auto", has_masks)
-        self.costs = costs
+    def __init__(self, block_size: int, has_masks: bool, engine: Engine, batch_size: int = 1, shared: bool = True):
+        super().__init__(block_size, "auto", has_masks, shared)
+        self.costs = engine.row_costs(batch_size, block_size * (block_size + 1))
+        self.times_itself = engine.recorded_costs is None
+        # By batch size: the pause that texts have come to; none while drafts pay.
+        self.pauses: dict[int, int] = engine.planner_memory.setdefault("pauses", {})
+        self.batch_size = batch_size
         self.prospects: dict[int, Prospects] = {}
         self.overhead = 0.0  # seconds that deciding costs beyond what the cost curve holds, running mean
         self._planned: tuple[float, int] | None = None
@@ -54,7 +55,7 @@ class AutoPlanner(Planner):
         self._learn_overhead()
         drafts, provided = self._choose(sequence, draft)
         rows = 1 + drafts + len(provided) * self.block_size
-        if len(sequence.pending) == 1 and rows > 1:
+        if self.times_itself and len(sequence.pending) == 1 and rows > 1:
             self._planned = (time.perf_counter(), rows)
         return drafts, provided
 
@@ -62,11 +63,11 @@ class AutoPlanner(Planner):
         drafts = min(len(draft.tokens), sequence.room - 1)
         if drafts <= 0:
             return 0, (0,) if self.has_masks and self._worth_drafting(sequence) else ()
-        law = self.tables[draft.kind].lengths(draft.confidences[:drafts])
-        rate, value = self._price(sequence, draft.kind, law)
+        lengths = self.table(sequence, draft.source).lengths(draft.confidences[:drafts])
+        rate, value = self._price(sequence, draft.source, lengths)
         best = (-float("inf"), 0, 0)
         for count in range(1, drafts + 1):
-            shorter = [*law[:count], sum(law[count:])]
+            shorter = [*lengths[:count], sum(lengths[count:])]
             accepted = sum(a * p for a, p in enumerate(shorter))
             for blocks in range(count + 2 if self.has_masks else 1):
                 covered = sum(shorter[a] for a in likeliest(shorter, blocks))
@@ -75,29 +76,29 @@ class AutoPlanner(Planner):
         gain, count, blocks = best
         if gain < -rate * self.costs(1):  # worse than one plain row
             return 0, ()
-        shorter = [*law[:count], sum(law[count:])]
+        shorter = [*lengths[:count], sum(lengths[count:])]
         return count, likeliest(shorter, blocks)
 
-    def _price(self, sequence: Sequence, kind: str, law: list[float]) -> tuple[float, float]:
+    def _price(self, sequence: Sequence, source: str, lengths: list[float]) -> tuple[float, float]:
         """Tokens per second of the best policy, and what holding a mask draft is worth in tokens."""
         known, plain = self.prospects.get(sequence.index), 1 / self.costs(1)
-        if kind == "mask":
-            known = self._remember(sequence, law)
+        if source == "mask":
+            known = self._remember(sequence, lengths)
         elif known is None:
             return plain, UNTRIED
         drafting = self._rate(known)
         if not self.has_masks or drafting < MARGIN * plain:
             return plain, 0.0
         known.pause = FIRST_PAUSE
-        _pauses.pop(self.costs, None)
+        self.pauses.pop(self.batch_size, None)
         return drafting, max(0.0, drafting * self._seconds(1 + self.block_size) - 1)
 
-    def _remember(self, sequence: Sequence, law: list[float]) -> Prospects:
-        """Take the acceptance law of a mask draft into the running means."""
-        ranked = sorted(law, reverse=True)
+    def _remember(self, sequence: Sequence, lengths: list[float]) -> Prospects:
+        """Take the chances of the acceptance lengths of a mask draft into the running means."""
+        ranked = sorted(lengths, reverse=True)
         covered = [sum(ranked[:s]) for s in range(len(ranked) + 1)]
-        accepted = sum(a * p for a, p in enumerate(law))
-        fresh = Prospects(accepted, covered, _pauses.get(self.costs, FIRST_PAUSE))
+        accepted = sum(a * p for a, p in enumerate(lengths))
+        fresh = Prospects(accepted, covered, self.pauses.get(self.batch_size, FIRST_PAUSE))
         known = self.prospects.setdefault(sequence.index, fresh)
         if len(known.covered) == len(covered):  # a draft cut short by the token limit teaches nothing
             known.accepted = MEMORY * known.accepted + (1 - MEMORY) * accepted
@@ -117,12 +118,12 @@ class AutoPlanner(Planner):
         """Whether to spend a block of masks where there is no draft: yes if it pays, else now and then to see."""
         known = self.prospects.get(sequence.index)
         if known is None:
-            return self.costs not in _pauses or len(sequence.tokens) - sequence.prompt_length >= FIRST_PAUSE
+            return self.batch_size not in self.pauses or len(sequence.tokens) - sequence.prompt_length >= FIRST_PAUSE
         if self._rate(known) >= MARGIN / self.costs(1):
             return True
         if known.plain_left == 0:
             known.plain_left, known.pause = known.pause, min(LONGEST_PAUSE, 2 * known.pause)
-            _pauses[self.costs] = known.plain_left
+            self.pauses[self.batch_size] = known.plain_left
         known.plain_left -= 1
         return known.plain_left == 0
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-BINS = 8  # of the draft's largest probability
-PRIOR = 2.0  # weight, in observations, of the guess that a draft is accepted with its own largest probability
+BINS = 8  # of a draft's confidence
+PRIOR = 2.0  # weight, in observations, of the guess that a draft is accepted with its confidence
 KEPT = 0.97  # of the weight of earlier observations with each new one, so that about the last 30 count
 
 
 class AcceptanceTable:
-    """P(draft j is accepted | all before it were), by offset and by the largest probability of its law.
+    """P(draft j is accepted | all before it were), by offset and by its confidence.
 
-    Starts from the guess that the model is calibrated: acceptance equals the largest probability.
+    Starts from the guess that the confidence says it: for a mask row, that the model is calibrated.
     """
 
     def __init__(self, max_drafts: int):
@@ -20,26 +20,26 @@ class AcceptanceTable:
     def record(self, confidences: Sequence[float], accepted: int) -> None:
         """Count one verified draft: its first ``accepted`` tokens were accepted, the next one, if any, was not."""
         for offset, confidence in enumerate(confidences[: accepted + 1]):
-            place = _bin(confidence)
-            self.tried[offset][place] = KEPT * self.tried[offset][place] + 1
-            self.accepted[offset][place] = KEPT * self.accepted[offset][place] + (offset < accepted)
+            bin_ = _bin(confidence)
+            self.tried[offset][bin_] = KEPT * self.tried[offset][bin_] + 1
+            self.accepted[offset][bin_] = KEPT * self.accepted[offset][bin_] + (offset < accepted)
 
     def rates(self, confidences: Sequence[float]) -> list[float]:
         """Estimated acceptance of each draft, given the ones before it."""
         estimates = []
         for offset, confidence in enumerate(confidences):
-            place = _bin(confidence)
-            tried, accepted = self.tried[offset][place], self.accepted[offset][place]
+            bin_ = _bin(confidence)
+            tried, accepted = self.tried[offset][bin_], self.accepted[offset][bin_]
             estimates.append((accepted + PRIOR * confidence) / (tried + PRIOR))
         return estimates
 
     def lengths(self, confidences: Sequence[float]) -> list[float]:
         """P(acceptance length = a) for a = 0 .. number of drafts."""
-        reached, law = 1.0, []
+        reached, lengths = 1.0, []
         for rate in self.rates(confidences):
-            law.append(reached * (1 - rate))
+            lengths.append(reached * (1 - rate))
             reached *= rate
-        return [*law, reached]
+        return [*lengths, reached]
 
 
 def _bin(confidence: float) -> int:

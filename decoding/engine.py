@@ -1,0 +1,141 @@
+"""The engine: a model ready to decode, what is known of it from one run to the next, and the steps that it takes."""
+
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from decoding.batch import Sequence
+from decoding.checks import check_count
+from decoding.forward.cache import GROWTH, SlotCache
+from decoding.forward.costs import CONTEXT, RowCosts, measure_row_costs
+from decoding.forward.model import check_attention, is_tested, probe, run_rows
+from decoding.forward.rows import RowList, Rows
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass, as ``absorb`` sees it. Shapes: B sequences, R rows, D width, V vocabulary.
+
+    sequences: those that ``plan`` gave rows for, in its order; the list does not change while tokens are committed.
+    rows: what ``plan`` returned. hidden_states: [B, R, D], padded. head: from hidden states [N, D] of this or an earlier
+    step to float32 logits [N, V]; nothing of that size is kept.
+
+    ``spans`` are pairs of a sequence's index in the step and rows of it, such as the ranges that ``add_*`` returned:
+
+        step.logits((i, sequence.state.rows) for i, sequence in enumerate(step.sequences))
+    """
+
+    sequences: list[Sequence]
+    rows: list[RowList]
+    hidden_states: Tensor
+    head: Callable[[Tensor], Tensor]
+
+    def logits(self, spans: Iterable[tuple[int, SequenceOf[int]]]) -> Tensor:
+        """Float32 logits [N, V] of all rows of ``spans``, one span after the other."""
+        return self.head(self.hidden(spans))
+
+    def hidden(self, spans: Iterable[tuple[int, SequenceOf[int]]]) -> Tensor:
+        """Hidden states [N, D] of the same rows, small enough to be kept until a later step."""
+        asked = list(spans)
+        if len(asked) == 1 and isinstance(asked[0][1], range) and asked[0][1].step == 1:
+            index, rows = asked[0]
+            return self.hidden_states[index, rows.start : rows.stop]  # a view: neither indices nor a copy
+        indices = [index for index, rows in asked for _ in rows]
+        return self.hidden_states[indices, [row for _, rows in asked for row in rows]]
+
+
+class Engine:
+    """Runs rows through ``model``; remembers that it can be decoded, what its rows cost and what planners have learned.
+
+    ``model.generate`` keeps one for each model; servers, tests and benchmarks make their own and pass it as ``engine=``,
+    or install it. It holds nothing of a single run, whose keys and values are in a cache of its own: threads may share it.
+
+    cache_chunk: slots that a cache allocates at a time.
+    row_costs: a recorded cost curve, taken as it is instead of one that is measured here: planning then does not depend on
+        the load of the machine, so that runs repeat.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, cache_chunk: int = GROWTH, row_costs: RowCosts | None = None):
+        check_count("cache_chunk", cache_chunk)
+        self._model = lambda: model
+        self.cache_chunk = cache_chunk
+        self.recorded_costs = row_costs
+        self.planner_memory: dict[Any, Any] = {}  # what planners remember from text to text, by keys of their own
+        self._costs: dict[tuple, RowCosts] = {}
+        self._passed_probe = False
+
+    @classmethod
+    def for_model(cls, model: PreTrainedModel) -> "Engine":
+        """The engine that is kept as long as ``model`` lives."""
+        engine = _kept.get(model)
+        if engine is None:
+            engine = _kept[model] = cls(model)
+            engine._model = weakref.ref(model)  # else the model would be kept by what is kept for it
+        return engine
+
+    @property
+    def model(self) -> PreTrainedModel:
+        model = self._model()
+        assert model is not None, "the model of this engine is gone"
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def check(self) -> None:
+        """Raise ValueError for a model that would be decoded wrongly; types that no test covers are tried out once."""
+        check_attention(self.model)
+        if not (self._passed_probe or is_tested(self.model)):
+            probe(self.model)
+            self._passed_probe = True
+
+    def new_cache(self, batch_size: int) -> SlotCache:
+        """An empty cache for ``batch_size`` sequences."""
+        return SlotCache(self.model.config.num_hidden_layers, batch_size, self.cache_chunk)
+
+    def step(self, rows: list[RowList], cache: SlotCache, sequences: SequenceOf[Sequence] = ()) -> Step:
+        """One forward pass over a RowList for each sequence of ``cache``."""
+        return Step(list(sequences), rows, self.forward(Rows.pack(rows, self.device), cache), self.head)
+
+    def forward(self, rows: Rows, cache: SlotCache) -> Tensor:
+        """Hidden states [B, R, D] of one forward pass; keys and values are written to the rows' slots of ``cache``."""
+        return run_rows(self.model, rows, cache)
+
+    @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [N, V] of hidden states [N, D]."""
+        return self.model.get_output_embeddings()(hidden).float()
+
+    def row_costs(self, batch_size: int, most_rows: int) -> RowCosts:
+        """Seconds of a step by its rows per sequence, up to ``most_rows``: as recorded, else measured once on this device."""
+        if self.recorded_costs is not None:
+            return self.recorded_costs
+        key = (self.model.dtype, str(self.device), batch_size, torch.get_num_threads())
+        if key not in self._costs or self._costs[key].rows[-1] < most_rows:
+            cache = self.new_cache(batch_size)
+            self._step_seconds(cache, batch_size, 0, CONTEXT)
+            self._costs[key] = measure_row_costs(
+                lambda rows: self._step_seconds(cache, batch_size, CONTEXT, rows), most_rows
+            )
+        return self._costs[key]
+
+    def _step_seconds(self, cache: SlotCache, batch_size: int, start: int, count: int) -> float:
+        """Of a forward of ``count`` causal rows per sequence, the head on one of them and the choice of a token."""
+        started = time.perf_counter()
+        lists = [RowList() for _ in range(batch_size)]
+        for rows in lists:
+            rows.add_causal([0] * count, start)
+        step = self.step(lists, cache)
+        self.head(step.hidden_states[:, -1]).argmax(-1).tolist()
+        return time.perf_counter() - started
+
+
+_kept: "weakref.WeakKeyDictionary[PreTrainedModel, Engine]" = weakref.WeakKeyDictionary()

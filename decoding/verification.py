@@ -1,0 +1,61 @@
+"""Verify drafts so that the emitted text follows the next-token distribution exactly: the second pure decision.
+
+Shapes: B sequences, M the most drafts of any, V vocabulary. Row j of a sequence's M + 1 is the next-token distribution
+p_{j+1} of draft j + 1 given the true text before it; row ``lengths[b]`` that of the token behind all of its drafts. Rows,
+drafts and numbers beyond a sequence's own are never looked at. Nothing here waits for the device.
+
+Source: speculative rejection, arXiv 2211.17192 and 2302.01318.
+"""
+
+import torch
+from torch import Tensor
+
+from decoding.sampling import inverse_cdf
+
+
+def verify_greedy(likeliest: Tensor, drafts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept drafts [B, M] while they equal the likeliest tokens [B, M + 1]; ``lengths`` [B] is how many there are.
+
+    Returns accepted [B] and the token [B] that follows them.
+
+    >>> verify_greedy(torch.tensor([[5, 6, 7]]), torch.tensor([[5, 9]]), torch.tensor([2]))
+    (tensor([1]), tensor([6]))
+    """
+    accepted = _first_failure(drafts == likeliest[:, :-1], lengths)
+    return accepted, likeliest.gather(1, accepted[:, None])[:, 0]
+
+
+def verify_sampled(
+    p: Tensor, drafts: Tensor, lengths: Tensor, q: Tensor | None, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Accept or correct drafts [B, M] by random tests; returns accepted [B] and the token [B] that follows them.
+
+    p: [B, M + 1, V] probabilities. q: [B, M, V], the distributions q_j from which the drafts were drawn independently, in
+    one forward: draft j passes with probability min(1, p_j(d_j) / q_j(d_j)), else the token is drawn from the
+    normalised (p_j - q_j)+. For drafts that come from anywhere q_j is all at d_j, or q is None: they pass with
+    probability p_j(d_j), else the token is drawn from p_j without d_j. uniform: [B, M + 1] in [0, 1), float64: one for
+    each test, the last for the token.
+
+    The ratio test is exact only for drafts whose number and values depend on the distributions alone, not on what was
+    drawn from them.
+    """
+    odds = p[:, :-1].gather(-1, drafts[..., None])[..., 0]
+    if q is not None:
+        odds = odds / q.gather(-1, drafts[..., None])[..., 0]
+    accepted = _first_failure(uniform[:, :-1] < odds, lengths)
+    sequence = torch.arange(len(p), device=p.device)
+    rest = p[sequence, accepted]
+    if drafts.shape[1]:
+        failed = accepted.clamp_max(drafts.shape[1] - 1)  # the draft that did not pass, where one did not
+        if q is None:
+            corrected = rest.scatter(1, drafts[sequence, failed][:, None], 0)
+        else:
+            corrected = (rest - q[sequence, failed]).clamp_min(0)
+        rest = torch.where((accepted < lengths)[:, None], corrected, rest)
+    return accepted, inverse_cdf(rest, uniform[:, -1])
+
+
+def _first_failure(passed: Tensor, lengths: Tensor) -> Tensor:
+    """How many of each sequence's first ``lengths`` [B] tests, of ``passed`` [B, M] bool, were passed before one was not."""
+    tried = torch.arange(passed.shape[1], device=passed.device) < lengths[:, None]
+    return (passed & tried).long().cumprod(1).sum(1)

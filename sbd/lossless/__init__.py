@@ -1,0 +1,1 @@
+"""Lossless self-speculation: where drafts come from, how many are verified, and the decoder that does both in a forward."""

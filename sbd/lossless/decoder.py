@@ -1,0 +1,288 @@
+"""Lossless self-speculation: draft with the mask rows, verify with the causal rows of the same forward.
+
+The forward that runs drafted tokens as causal rows computes their next-token distributions on the way, so the same
+weights check what they drafted: the text is word for word (greedy) or in distribution (sampled) that of the model's
+next-token mode. Row layout of one forward, for a sequence whose next position is t and whose last token z is pending:
+
+    [ z | drafts d_1 .. d_M at t .. t+M-1, causal | for each provided acceptance length a: k masks from t+a on ]
+
+A look-ahead block sees the past, z and d_1 .. d_a. If a drafts are accepted, row a of the causal part gives the token
+that follows them, and masks 1 .. k-1 of block a have already drafted what comes next.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from decoding.batch import Batch, Sequence
+from decoding.checks import check_choice, check_count, warn_untrained_size
+from decoding.decoder import Decoder
+from decoding.engine import Engine, Step
+from decoding.forward.rows import RowList
+from decoding.sampling import TokenLaw, UniformStream, inverse_cdf
+from decoding.verification import verify_greedy, verify_sampled
+from sbd.lossless.auto_planner import AutoPlanner
+from sbd.lossless.drafts import Draft, DraftSource, MaskDrafts, draft_sources
+from sbd.lossless.planner import Planner
+
+
+@dataclass
+class SpeculativeState:
+    """What one sequence remembers: its draft sources and random numbers, and what the running forward holds for it.
+
+    draft: what is being verified. checked: the causal rows of the last token and of the drafts behind it. blocks: the
+    rows of the look-ahead block for each acceptance length that is provided for. watched: for each source but the mask
+    rows its last proposal, and where in the text that was.
+    """
+
+    sources: list[DraftSource]
+    uniforms: UniformStream
+    draft: Draft = field(default_factory=Draft)
+    checked: range = range(0)
+    blocks: dict[int, range] = field(default_factory=dict)
+    watched: dict[str, tuple[Draft, int]] = field(default_factory=dict)
+
+    def watch(self, planner: Planner, sequence: Sequence, found: Draft) -> None:
+        """Learn what a source is worth from the text itself, whether its drafts were verified or not.
+
+        Else a planner that once gave up on lookup would not see that the text has begun to repeat itself.
+        """
+        if found.source in self.watched:
+            draft, start = self.watched[found.source]
+            came = sequence.tokens[start:]
+            right = next(
+                (i for i, pair in enumerate(zip(draft.tokens, came, strict=False)) if pair[0] != pair[1]), None
+            )
+            if right is None and len(came) < len(draft.tokens):
+                return
+            planner.record(sequence, draft, len(draft.tokens) if right is None else right)
+            del self.watched[found.source]
+        if found.tokens:
+            self.watched[found.source] = found, len(sequence.tokens)
+
+
+@dataclass(frozen=True)
+class SelfSpeculativeDecoder(Decoder):
+    """The model's own text, several tokens per forward.
+
+    block_size: masks in a look-ahead block, so at most block_size - 1 drafts are verified at once.
+    look_ahead: for which acceptance lengths the next draft is prepared in the same forward: "all"; "alternate", so drafting
+        and verifying take turns; 0, only for all drafts being accepted; a number, that many of the likeliest; "auto",
+        the number of drafts and blocks that pays best, from the measured cost of rows on this machine and the running
+        acceptance, down to plain next-token rows where drafting does not pay.
+    draft: where drafts come from: "mask" rows; "prompt_lookup", what followed the last tokens when they occurred before,
+        which needs no mask token and no training; "both", whichever promises more accepted tokens; or a DraftSource of
+        one's own (:mod:`sbd.lossless.drafts`), the class or "package.module.Class", with "mask+" before it for both.
+    mask_token_id: by default the one that the model's generation config names.
+
+    Greedy text equals ``model.generate(do_sample=False)`` up to floating-point ties. Sampled text has the same
+    distribution, not the same draws; with look_ahead="auto" the draws depend on the measured costs, so the same seed may
+    give another text on another day. It is the distribution of the weights in use: full fine-tuning moves it, an adapter
+    on mask rows does not.
+    """
+
+    block_size: int = 8
+    look_ahead: Literal["all", "alternate", "auto"] | int = "all"
+    draft: str | Callable[[], DraftSource] = "mask"
+    mask_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("block_size", self.block_size, 2)
+        draft_sources(self.draft)
+        if isinstance(self.look_ahead, str):
+            check_choice("look_ahead", self.look_ahead, ("all", "alternate", "auto"))
+        else:
+            check_count("look_ahead", self.look_ahead, 0, self.block_size)
+
+    @property
+    def needs_mask_token(self) -> bool:
+        return any(isinstance(make, type) and issubclass(make, MaskDrafts) for make in draft_sources(self.draft))
+
+    @property
+    def gives_logprobs(self) -> bool:
+        return True
+
+    def check(self, model: Any, law: TokenLaw) -> None:
+        if self.needs_mask_token:
+            warn_untrained_size(model, self.block_size)
+
+    def begin(self, batch: Batch, engine: Engine) -> None:
+        shared = not batch.law.do_sample
+        if self.look_ahead == "auto":
+            batch.state = AutoPlanner(self.block_size, self.needs_mask_token, engine, len(batch.sequences), shared)
+        else:
+            batch.state = Planner(self.block_size, self.look_ahead, self.needs_mask_token, shared)
+        for sequence in batch.sequences:
+            sources = [make() for make in draft_sources(self.draft)]
+            sequence.state = SpeculativeState(sources, UniformStream(sequence.generator))
+
+    def plan(self, batch: Batch) -> list[RowList]:
+        lists = []
+        for sequence in batch.unfinished:
+            state: SpeculativeState = sequence.state
+            proposed = self._best_draft(batch.state, sequence)
+            drafts, provided = batch.state.choose(sequence, proposed)
+            state.draft = proposed.shortened(drafts)
+            rows, t = RowList(), len(sequence.tokens)
+            causal = rows.add_causal(sequence.pending + state.draft.tokens, sequence.cached)
+            state.checked = causal[len(sequence.pending) - 1 :]
+            masks, slot, state.blocks = [batch.mask_token_id] * self.block_size, t + drafts, {}
+            for a in provided:
+                if (
+                    sequence.room - (a + 1) >= 2
+                ):  # else nothing is left to draft behind a drafts and the token after them
+                    state.blocks[a] = rows.add_block(masks, t + a, slot)
+                    slot += self.block_size
+            lists.append(rows)
+        return lists
+
+    def absorb(self, batch: Batch, step: Step) -> None:
+        """Everything is decided on the device and copied to the host once."""
+        sequences, states = step.sequences, [sequence.state for sequence in step.sequences]
+        accepted, token, logprobs = self._verify(batch, step)
+        decided = [accepted[:, None], token[:, None]]
+        hidden = None
+        if any(state.blocks for state in states):
+            hidden, drafts, confidences = self._draft(batch, step, accepted)
+            decided += [drafts, confidences]
+        if logprobs is not None:
+            decided.append(logprobs)
+        table = torch.cat([column.double() for column in decided], dim=1).tolist()
+
+        count = 0 if hidden is None else self.block_size - 1
+        for i, (sequence, state, row) in enumerate(zip(sequences, states, table, strict=True)):
+            length, drafts, confidences = int(row[0]), row[2 : 2 + count], row[2 + count : 2 + 2 * count]
+            self._commit(batch, sequence, length, int(row[1]), row[2 + 2 * count :] if batch.wants_logprobs else None)
+            held = Draft()
+            if length in state.blocks and not sequence.finished:
+                state.uniforms.advance(count if batch.law.do_sample else 0)
+                held = Draft([int(draft) for draft in drafts], confidences)
+                held.hidden = hidden[i] if batch.law.do_sample else None
+            for source in state.sources:
+                if isinstance(source, MaskDrafts):
+                    source.draft = held
+
+    def preview(self, batch: Batch) -> list[int] | None:
+        state = batch.sequences[0].state
+        masks = [source.draft for source in state.sources if isinstance(source, MaskDrafts)] if state else []
+        return list(masks[0].tokens) if masks else None
+
+    def _best_draft(self, planner: Planner, sequence: Sequence) -> Draft:
+        """The proposal with the most expected acceptances; the first of equals.
+
+        What is expected of a mask draft depends on its distributions and never on the tokens drawn from them: else the
+        accept/reject test would be biased.
+        """
+        state: SpeculativeState = sequence.state
+        best = None
+        for source in state.sources:
+            found = source.propose(sequence.tokens, self.block_size - 1)
+            if not isinstance(source, MaskDrafts):
+                state.watch(planner, sequence, found)
+            if best is None or planner.expected(sequence, found) > planner.expected(sequence, best):
+                best = found
+        return best or Draft()
+
+    def _verify(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+        """How many drafts of each sequence pass [B], the token that follows them [B], and log-probabilities [B, M + 1]."""
+        sequences, states = step.sequences, [sequence.state for sequence in step.sequences]
+        raw = step.logits((i, state.checked) for i, state in enumerate(states))
+        log_p = raw.log_softmax(-1) if batch.wants_logprobs else None
+        rows = [
+            (sequence, j) for sequence, state in zip(sequences, states, strict=True) for j in range(len(state.checked))
+        ]
+
+        def left_of(row: int) -> tuple[int, list[int]]:
+            sequence, j = rows[row]
+            return sequence.left_of(sequence.state.draft.tokens[:j])
+
+        scores = batch.law.scores(raw, left_of)
+        counts = [len(state.draft.tokens) for state in states]
+        most = max(counts)
+        drafts = torch.tensor([s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)])
+        drafts = drafts.to(scores.device).view(len(states), most).long()
+        lengths = torch.tensor(counts, device=scores.device)
+        if batch.law.do_sample:
+            q = self._draft_distributions(batch, step, drafts)
+            numbers = [state.uniforms.peek(n + 1).tolist() for state, n in zip(states, counts, strict=True)]
+            uniform = torch.tensor(
+                [u[:-1] + [0.0] * (most + 1 - len(u)) + u[-1:] for u in numbers], dtype=torch.float64
+            )
+            p = _rectangle(scores.softmax(-1), counts)
+            accepted, token = verify_sampled(p, drafts, lengths, q, uniform.to(scores.device))
+            for state, n in zip(states, counts, strict=True):
+                state.uniforms.advance(n + 1)
+        else:
+            accepted, token = verify_greedy(_rectangle(scores.argmax(-1), counts), drafts, lengths)
+        if log_p is None:
+            return accepted, token, None
+        followed = torch.cat([drafts, token[:, None]], dim=1)
+        emitted = followed.where(torch.arange(most + 1, device=token.device) < accepted[:, None], token[:, None])
+        return accepted, token, _rectangle(log_p, counts).gather(-1, emitted[..., None])[..., 0]
+
+    def _draft_distributions(self, batch: Batch, step: Step, drafts: Tensor) -> Tensor | None:
+        """q [B, M, V] of ``drafts`` [B, M]: those of the mask rows again, all mass on the token for other sources."""
+        states = [sequence.state for sequence in step.sequences]
+        drawn = [i for i, state in enumerate(states) if state.draft.hidden is not None and state.draft.tokens]
+        if not drawn:
+            return None
+        q = batch.law.scores(step.head(torch.cat([states[i].draft.hidden for i in drawn]))).softmax(-1)
+        counts = [len(states[i].draft.tokens) for i in drawn]
+        rectangle = _rectangle(q, [count - 1 for count in counts])
+        if len(drawn) == len(states) and rectangle.shape[1] == drafts.shape[1]:
+            return rectangle
+        every = torch.zeros(*drafts.shape, q.shape[-1], dtype=q.dtype, device=q.device).scatter_(
+            2, drafts[..., None], 1
+        )
+        every[drawn, : rectangle.shape[1]] = rectangle
+        return every
+
+    def _draft(self, batch: Batch, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the look-ahead blocks of the ``accepted`` lengths [B] drafted: states [B, k - 1, D], tokens, confidences.
+
+        A block's first mask stands where the token behind the accepted drafts went, so it drafts nothing. Where no block
+        was provided for the length that came true, the result means nothing.
+        """
+        states, count = [sequence.state for sequence in step.sequences], self.block_size - 1
+        most = max(len(state.checked) for state in states)
+        first = [[state.blocks[a].start + 1 if a in state.blocks else 0 for a in range(most)] for state in states]
+        device = accepted.device
+        rows = torch.tensor(first, device=device).gather(1, accepted[:, None]) + torch.arange(count, device=device)
+        rows = rows.clamp_max(step.hidden_states.shape[1] - 1)
+        hidden = step.hidden_states[torch.arange(len(states), device=device)[:, None], rows]
+        # Only processors that look at nothing but logits: any distribution may draft, as long as it is the one tested.
+        scores = batch.law.scores(step.head(hidden.flatten(0, 1)))
+        probabilities = scores.softmax(-1)
+        if batch.law.do_sample:
+            uniform = torch.cat([state.uniforms.peek(count) for state in states]).to(device)
+            tokens = inverse_cdf(probabilities, uniform)
+        else:
+            tokens = scores.argmax(-1)
+        return hidden, tokens.view(-1, count), probabilities.amax(-1).view(-1, count)
+
+    def _commit(
+        self, batch: Batch, sequence: Sequence, accepted: int, token: int, logprobs: list[float] | None
+    ) -> None:
+        """Make the accepted drafts and the token behind them final, and learn from them."""
+        draft = sequence.state.draft
+        emitted = [*draft.tokens[:accepted], token]
+        sequence.cached = len(sequence.tokens) + accepted
+        batch.commit(sequence, emitted, logprobs=logprobs and logprobs[: len(emitted)])
+        sequence.cached = min(sequence.cached, len(sequence.tokens))
+        if draft.tokens:
+            if draft.source == MaskDrafts.name:  # what the text alone proposed is watched anyway
+                batch.state.record(sequence, draft, accepted)
+            sequence.acceptance_lengths.append(accepted)
+
+
+def _rectangle(values: Tensor, counts: list[int]) -> Tensor:
+    """``values`` [N, ...], ``counts[b]`` + 1 of each sequence, as [B, M + 1, ...]; a sequence's last fills its row up."""
+    most = max(counts)
+    if min(counts) == most:
+        return values.view(len(counts), most + 1, *values.shape[1:])
+    starts = [sum(counts[:b]) + b for b in range(len(counts))]
+    index = [[start + min(j, n) for j in range(most + 1)] for start, n in zip(starts, counts, strict=True)]
+    return values[torch.tensor(index, device=values.device)]
