@@ -48,14 +48,15 @@ bench: $(VENV)/.dev  ## The measurements of the README, written into benchmarks/
 # HumanEval, MBPP and GSM8K come from the folder in SETFLOW_DATA or from the hub; generated code runs in the sandbox.
 # The control is a model that `make embedded` leaves in build/; without it table 1 lacks its row.
 CONTROL := $(if $(wildcard build/embedded-control/config.json),--control build/embedded-control)
+REPORT := benchmarks/results/report
 TABLE1 := --decoder ntp --decoder sbd:block_size=16,entropy_bound=0.35 --decoder sbd:block_size=16,entropy_bound=0.1 \
 	--decoder sbd:block_size=16,entropy_bound=0.03,anchor=true,commit=prefix --decoder sbd-lossless:block_size=8
-report: $(VENV)/.dev  ## Quality against speed, small-scale table 1, HumanEval and a trace, in report/; minutes.
-	printf '478 + 395 = ?\n' | $(BIN)/setflow eval trace - --decoder sbd-lossless:block_size=8 --out report/trace.svg
-	$(BIN)/setflow eval sweep --limit 50
-	$(BIN)/setflow eval sweep --name sampled --tasks additions --limit 25 --temperature 0.7 --seed 0 --seed 1 --seed 2
-	$(BIN)/setflow eval sweep --name humaneval --tasks humaneval --max-gen-toks 64 --confirm-run-unsafe-code
-	$(BIN)/setflow eval sweep --name table1 --tasks additions,next_statement,humaneval,mbpp,gsm8k --limit 20 \
+report: $(VENV)/.dev  ## Quality against speed, small-scale table 1, HumanEval and a trace, in benchmarks/results/report/; minutes.
+	printf '478 + 395 = ?\n' | $(BIN)/setflow eval trace - --decoder sbd-lossless:block_size=8 --out $(REPORT)/trace.svg
+	$(BIN)/setflow eval sweep --out $(REPORT) --limit 50
+	$(BIN)/setflow eval sweep --out $(REPORT) --name sampled --tasks additions --limit 25 --temperature 0.7 --seed 0 --seed 1 --seed 2
+	$(BIN)/setflow eval sweep --out $(REPORT) --name humaneval --tasks humaneval --max-gen-toks 64 --confirm-run-unsafe-code
+	$(BIN)/setflow eval sweep --out $(REPORT) --name table1 --tasks additions,next_statement,humaneval,mbpp,gsm8k --limit 20 \
 		--max-gen-toks 192 $(CONTROL) $(TABLE1) --confirm-run-unsafe-code
 
 embedded: $(VENV)/.dev  ## Train the embedded model anew and put it into the package; takes hours.

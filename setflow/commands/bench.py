@@ -48,7 +48,7 @@ def quality(
     seed: int = 0,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "quality",
 ) -> None:
     """Exact match and tokens per forward of each decoder: the speed-quality curve."""
@@ -80,7 +80,7 @@ def speed(
     ] = None,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "speed",
 ) -> None:
     """Tokens per second at batch 1, as a ratio to model.generate (KV cache, greedy) in the same run."""
@@ -116,7 +116,7 @@ def lossless(
     ] = None,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "lossless",
 ) -> None:
     """Count the prompts on which self-speculation differs from model.generate(do_sample=False)."""
@@ -134,7 +134,7 @@ def memory(
     decoder: Decoders = None,
     new_tokens: Annotated[int, typer.Option(min=1)] = 2048,
     device: Device = "cpu",
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
 ) -> None:
     """Peak memory of one long generation relative to model.generate, on a model of random weights."""
     from eval.bench.memory import SHAPE, measure_memory
@@ -172,7 +172,7 @@ def resample(
     block_size: Annotated[int, typer.Option(min=2, help="Of the set-block decoders of the last table.")] = 8,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "resample",
 ) -> None:
     """What revising tokens is worth: held-out likelihood, quality of samples, and all families at equal forwards."""

@@ -29,7 +29,7 @@ def likelihood(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the samples that are judged.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     seed: int = 0,
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "flow-likelihood",
 ) -> None:
     """Held-out ELBO perplexity; generative perplexity and unigram entropy of whole rows; MAUVE if it is installed."""
@@ -78,7 +78,7 @@ def samplers(
     most_steps: Annotated[int, typer.Option(min=1, help="Leave out points of more steps.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     seed: int = 0,
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON, PNG and MD files.")] = "flow-samplers",
 ) -> None:
     """Quality against forwards of each sampler, source and schedule, on additions; goes on where it was stopped."""
@@ -109,7 +109,7 @@ def samplers(
         schedules = list(sweep.excess_rows(curve, score, (4, 8, 16, 32)))
         for row in schedules:
             show(row)
-        Scheduler.fit(curve, 16).save(out / "flow-schedule-16.json")
+        Scheduler.fit(curve, 16).save(out / f"{name}-schedule-16.json")
     points = [p for p in sweep.pending(sweep.CURVES, measured, tuple(models)) if p[3] <= most_steps]
     with (
         Results(file, judging, measured, **settings, schedules=schedules) as results,
@@ -140,7 +140,7 @@ def blocks(
     count: Annotated[int, typer.Option(min=1, help="Prompts.")] = 100,
     block_size: Annotated[int, typer.Option(min=2)] = 8,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON, PNG and MD files.")] = "flow-blocks",
 ) -> None:
     """Accuracy against tokens per forward of samplers inside blocks, next to the entropy bound and self-speculation."""
@@ -181,7 +181,7 @@ def peer(
     length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
     steps: Annotated[int, typer.Option(min=2)] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each, in turn; medians are reported.")] = 3,
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "flow-peer",
 ) -> None:
     """The Euler sampler of flow_matching and ours on one posterior: the same law, our time and memory over theirs."""

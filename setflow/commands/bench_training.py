@@ -18,7 +18,7 @@ def training(
     rounds: Annotated[int, typer.Option(min=1, help="Steps of each, by turns; medians are reported.")] = 5,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "training",
 ) -> None:
     """Cost of a set-block training step, all weights or a gated adapter, against a next-token step on the same batch."""
@@ -58,7 +58,7 @@ def options(
     work: Annotated[Path, typer.Option(help="Folder for the runs; finished ones are not run again.")] = Path(
         "build/options"
     ),
-    out: Out = Path("benchmarks"),
+    out: Out = Path("build/bench"),
     name: Annotated[str, typer.Option(help="Name of the JSON and Markdown files.")] = "training-options",
 ) -> None:
     """Train once for each option: all-mask share, scope of the masking rate, distillation, rank; equal steps."""
