@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench report embedded wheel-test clean
+.PHONY: help demo test lint format bench bench-trained report embedded wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,28 +35,85 @@ format: $(VENV)/.dev  ## Put the code into the style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## The measurements of the README, written into benchmarks/; takes an hour.
+# Each line writes the file in benchmarks/results that it names, and is the command in that file but for the folder.
+RESULTS := benchmarks/results
+SETFLOW_BENCH := $(BIN)/setflow bench
+WRITE := --out $(RESULTS)
+LOOK_AHEADS := $(foreach n,alternate 0 2 all auto,--decoder sbd-lossless:block_size=4,look_ahead=$(n))
+AUTO := --decoder ntp --decoder sbd-lossless:look_ahead=auto --decoder sbd-lossless:look_ahead=auto,draft=both
+LOSSLESS := --decoder ntp --decoder sbd-lossless:block_size=8
+bench: $(VENV)/.dev  ## The measurements of the models in the box, written into benchmarks/results/; takes hours.
+	$(BIN)/setflow corpus build/corpus
 	$(BIN)/setflow finetune embedded-draft
-	$(BIN)/setflow bench quality
-	$(BIN)/setflow bench quality --temperature 0.7 --name quality-sampled
-	$(BIN)/setflow bench lossless
-	$(BIN)/setflow bench lossless --dtype bf16 --name lossless-bf16
-	$(BIN)/setflow bench speed --assistant build/embedded-draft
-	$(BIN)/setflow bench speed --assistant build/embedded-draft --dtype bf16 --name speed-bf16
-	$(BIN)/setflow bench memory
+	$(SETFLOW_BENCH) quality $(WRITE)
+	$(SETFLOW_BENCH) quality $(WRITE) --name quality-sampled --temperature 0.7 --count 50 $(LOSSLESS) \
+		--decoder sbd-lossless:block_size=8,draft=both
+	$(SETFLOW_BENCH) lossless $(WRITE)
+	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-bf16 --dtype bf16 --count 8 --batch-size 1 \
+		--decoder sbd-lossless:look_ahead=all
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-fp32 --count 4
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-bf16 --count 8 --rounds 3 --dtype bf16 --assistant build/embedded-draft
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-auto --count 4 --rounds 5 --dtype fp32 $(AUTO)
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-embedded-gated --model embedded-gated --prompts additions --count 4 \
+		--rounds 5 $(LOSSLESS)
+	$(SETFLOW_BENCH) memory $(WRITE)
+	$(BIN)/python -m benchmarks.flow.blocks $(WRITE) --count 50 --batch-size 25
+	$(BIN)/python -m benchmarks.training.step_cost $(WRITE) --batch-size 2
+
+# What must lie in build/: stories260K, a pretrained Llama of 260 K parameters (karpathy/llama2.c), with texts of its own
+# and held-out stories in build/stories; random, a model of random weights; flow_matching, by pip install --target; and
+# what the recipes stories260k-*, rpt-* and embedded-dfm-* leave, each -control with next-token loss only.
+STORIES := --prompts build/stories/own-heldout.jsonl --prompts build/stories/stories-prompts.jsonl
+TOLD := --texts build/stories/stories-heldout.jsonl --documents 51 --prompts build/stories/stories-prompts.jsonl
+bench-trained: $(VENV)/.dev  ## The measurements of models that were trained before, into benchmarks/results/.
+	$(SETFLOW_BENCH) quality $(WRITE) --name quality-stories260k-full --model build/stories260k-full $(STORIES) \
+		--count 200 --decoder ntp --decoder sbd-lossless:block_size=4
+	$(SETFLOW_BENCH) quality $(WRITE) --name quality-stories260k-gated --model build/stories260k-gated $(STORIES) \
+		--count 200 $(LOSSLESS)
+	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-stories260k --model build/stories260k-full \
+		--prompts build/stories/stories-prompts.jsonl --count 200 $(LOOK_AHEADS)
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-stories260k-full --model build/stories260k-full \
+		--prompts build/stories/stories-prompts.jsonl --count 10 --rounds 5 --decoder ntp --decoder sbd-lossless:block_size=4
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-stories260k-gated --model build/stories260k-gated \
+		--prompts build/stories/stories-prompts.jsonl --count 10 --rounds 5 $(LOSSLESS)
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-random --model build/random --dtype fp32 --count 1 --rounds 5 $(AUTO) \
+		--decoder prompt-lookup:look_ahead=auto
+	$(BIN)/python -m benchmarks.flow.likelihood $(WRITE) --model build/embedded-dfm-mask \
+		--model build/embedded-dfm-uniform --texts build/corpus/additions-short-heldout.jsonl
+	$(BIN)/python -m benchmarks.flow.sweep $(WRITE) --mask build/embedded-dfm-mask --uniform build/embedded-dfm-uniform \
+		--count 16
+	$(BIN)/python -m benchmarks.flow.peer $(WRITE) --folder build/flow_matching --length 32 --steps 16
+	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-embedded-additions --model build/rpt-embedded \
+		--control build/rpt-embedded-control --texts build/corpus/additions-brief-heldout.jsonl --documents 60 \
+		--prompts additions --count 40 --batch-size 40
+	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-embedded-python --model build/rpt-embedded \
+		--control build/rpt-embedded-control --texts build/corpus/python-heldout.jsonl --documents 60 \
+		--prompts python --count 12 --batch-size 12
+	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-embedded-sbd --model build/rpt-embedded-sbd \
+		--control build/rpt-embedded-control --prompts additions --count 40 --batch-size 40 --temperature 0
+	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-stories260k --model build/rpt-stories260k \
+		--control build/rpt-stories260k-control $(TOLD) --count 32 --batch-size 32 --exact 150
+	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-stories260k-sbd \
+		--model build/rpt-stories260k-sbd --control build/rpt-stories260k-control $(TOLD) --count 32 --batch-size 32 \
+		--temperature 0
+	$(BIN)/python -m benchmarks.training.ablation $(WRITE) --model build/stories260K --data build/stories/own.jsonl \
+		--steps 150
 
 # HumanEval, MBPP and GSM8K come from the folder in SETFLOW_DATA or from the hub; generated code runs in the sandbox.
 # The control is a model that `make embedded` leaves in build/; without it table 1 lacks its row.
 CONTROL := $(if $(wildcard build/embedded-control/config.json),--control build/embedded-control)
+REPORT := $(RESULTS)/report
 TABLE1 := --decoder ntp --decoder sbd:block_size=16,entropy_bound=0.35 --decoder sbd:block_size=16,entropy_bound=0.1 \
 	--decoder sbd:block_size=16,entropy_bound=0.03,anchor=true,commit=prefix --decoder sbd-lossless:block_size=8
-report: $(VENV)/.dev  ## Quality against speed, small-scale table 1, HumanEval and a trace, in report/; minutes.
-	printf '478 + 395 = ?\n' | $(BIN)/setflow eval trace - --decoder sbd-lossless:block_size=8 --out report/trace.svg
-	$(BIN)/setflow eval sweep --limit 50
-	$(BIN)/setflow eval sweep --name sampled --tasks additions --limit 25 --temperature 0.7 --seed 0 --seed 1 --seed 2
-	$(BIN)/setflow eval sweep --name humaneval --tasks humaneval --max-gen-toks 64 --confirm-run-unsafe-code
-	$(BIN)/setflow eval sweep --name table1 --tasks additions,next_statement,humaneval,mbpp,gsm8k --limit 20 \
-		--max-gen-toks 192 $(CONTROL) $(TABLE1) --confirm-run-unsafe-code
+report: $(VENV)/.dev  ## Quality against speed, small-scale table 1, HumanEval and a trace in benchmarks/results/report/; minutes.
+	printf '478 + 395 = ?\n' | $(BIN)/setflow eval trace - --decoder sbd-lossless:block_size=8 --out $(REPORT)/trace.svg
+	$(BIN)/setflow eval sweep --out $(REPORT) --limit 50
+	$(BIN)/setflow eval sweep --out $(REPORT) --name sampled --tasks additions --limit 25 --temperature 0.7 \
+		--seed 0 --seed 1 --seed 2
+	$(BIN)/setflow eval sweep --out $(REPORT) --name humaneval --tasks humaneval --max-gen-toks 64 \
+		--confirm-run-unsafe-code
+	$(BIN)/setflow eval sweep --out $(REPORT) --name table1 --tasks additions,next_statement,humaneval,mbpp,gsm8k \
+		--limit 20 --max-gen-toks 192 $(CONTROL) $(TABLE1) --confirm-run-unsafe-code
 
 embedded: $(VENV)/.dev  ## Train the embedded model anew and put it into the package; takes hours.
 	$(BIN)/setflow corpus build/corpus
@@ -65,7 +122,7 @@ embedded: $(VENV)/.dev  ## Train the embedded model anew and put it into the pac
 	$(BIN)/setflow finetune embedded-sbd-additions
 	$(BIN)/setflow finetune embedded-sbd $(AS_CONTROL) output=build/embedded-control-2
 	$(BIN)/setflow finetune embedded-sbd-additions $(AS_CONTROL) model=build/embedded-control-2 output=build/embedded-control
-	$(BIN)/python -m setflow.embed build
+	$(BIN)/python -m tools.embed build
 
 wheel-test: $(VENV)/.dev  ## Build the wheel, install it elsewhere and run it there.
 	$(BIN)/python -m pytest -q -m slow tests/setflow/test_wheel.py

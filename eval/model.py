@@ -5,7 +5,6 @@
 Commas separate lm-eval's arguments, so a decoder spec has ``;`` in their place.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from decoding import decoder_from_spec
 from decoding.checks import check_count
 from decoding.forward.adapter import base_of, holds_adapter, load_adapter
+from eval.clock import clock
 from eval.counts import count, total
 from eval.finished import Finished, number_repeats, request_key
 
@@ -159,7 +159,7 @@ class SetflowLM(HFLM):
         with torch.autocast(
             self.device.type, dtype=self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
         ):
-            start = self._clock()
+            start = clock(self.device)
             output = self.model.generate(
                 input_ids=context,
                 max_length=max_length,
@@ -169,13 +169,8 @@ class SetflowLM(HFLM):
                 return_dict_in_generate=True,
                 **generation_kwargs,
             )
-            self._costs = count(output, self._clock() - start)
+            self._costs = count(output, clock(self.device) - start)
         return output.sequences
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, with the decoder and its costs: lm-eval writes this into its result file."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.plots import plot_acceptance, plot_speed_quality
 from eval.summary import Figure, Point, summarise
+from eval.tables import markdown_table
 
 TITLE = "# What decoders cost and what their answers are worth\n\nEvery file here was written by the commands below.\n"
 NOTE = (
@@ -63,7 +64,7 @@ def score_table(points: Sequence[Point]) -> str:
         cells = [_score(of_task[task]) if task in of_task else "" for task in tasks]
         mean = sum(point.tokens_per_forward.mean for point in of_task.values()) / len(of_task)
         body.append([model, f"`{decoder}`", f"{temperature:g}", *cells, f"{mean:.2f}x"])
-    return _table([*heads, "mean speed-up in forwards"], body)
+    return markdown_table([*heads, "mean speed-up in forwards"], body)
 
 
 def cost_table(points: Iterable[Point]) -> str:
@@ -86,7 +87,7 @@ def cost_table(points: Iterable[Point]) -> str:
         ]
         for point in points
     ]
-    return _table([*heads, "seconds", "tokens per second", "accepted"], body)
+    return markdown_table([*heads, "seconds", "tokens per second", "accepted"], body)
 
 
 def _score(point: Point) -> str:
@@ -100,11 +101,6 @@ def _figure(figure: Figure, digits: int) -> str:
 
 def _mean_accepted(acceptance: Sequence[int]) -> str:
     return f"{sum(n * count for n, count in enumerate(acceptance)) / sum(acceptance):.2f}" if acceptance else ""
-
-
-def _table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _commands(rows: Iterable[Mapping[str, Any]]) -> str:

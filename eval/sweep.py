@@ -9,7 +9,8 @@ from typing import Any
 
 from decoding import decoder_from_spec
 from decoding.checks import check_choice, check_range
-from eval.bench.report import conditions
+from eval.bench.results import conditions
+from eval.files import write_whole
 from eval.finished import Finished, request_key
 from eval.model import SetflowLM, identify
 from eval.run import evaluate, sampling
@@ -107,9 +108,7 @@ def run_sweep(cells: Sequence[Cell], settings: Settings, path: Path, command: st
             done.add([{"key": key, **_measure(model, cell, settings), "command": command}])
         rows.append(done[key])
         yield done[key]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scratch.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _text_of(settings: Settings) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 import setflow
-from setflow.commands import bench, bench_flow, bench_training, chat, corpus, eval, finetune, generate
+from setflow.commands import bench, chat, corpus, eval, finetune, generate
 
 app = typer.Typer(
     name="setflow",
@@ -23,9 +23,6 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
-bench.app.add_typer(bench_flow.app, name="flow")
-bench.app.command()(bench_training.training)
-bench.app.command()(bench_training.options)
 app.add_typer(bench.app, name="bench")
 app.add_typer(eval.app, name="eval")
 app.command("corpus")(corpus.corpus)
@@ -48,13 +45,18 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run the command line; returns the exit code."""
+    return run(app, "setflow", arguments)
+
+
+def run(command: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command that is started as ``program``: 0 when it ends, 2 for a user's mistake, 130 for Ctrl-C."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):  # about code, not about what the user asked for
             warnings.simplefilter("ignore", category)
         warnings.showwarning = _show_warning
         try:
-            app(args=None if arguments is None else list(arguments), prog_name="setflow")
+            command(args=None if arguments is None else list(arguments), prog_name=program)
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         except KeyboardInterrupt:

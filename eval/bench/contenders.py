@@ -1,15 +1,16 @@
 """Ways to generate, side by side: stock ``model.generate``, its assisted modes, and our decoders."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from decoding import decoder_from_spec
+from eval.clock import clock
 
 
 @dataclass
@@ -42,21 +43,18 @@ class Contender:
 
     def run(self, prompts: list[list[int]], max_new_tokens: int, **settings: Any) -> Sample:
         """Decode a batch of prompts, padded on the left; ``settings`` go to ``generate``."""
-        width = max(map(len, prompts))
-        pad = self.model.generation_config.pad_token_id or 0
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        config, device = self.model.generation_config, self.model.device
+        ids, mask = pad_left(prompts, config.pad_token_id or 0, device)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **self.arguments, **settings}
         with _counting(self.model) as meter:
-            started = time.perf_counter()
+            started = clock(device)
             output = self.model.generate(
                 ids, attention_mask=mask, custom_generate=self.decoder, return_dict_in_generate=True, **settings
             )
-            _synchronize(self.model)
-            seconds = time.perf_counter() - started
-        rows = output.sequences[:, width:].tolist()
+            seconds = clock(device) - started
+        rows = output.sequences[:, ids.shape[1] :].tolist()
         if self.decoder is None:
-            new = [_until_end(row, self.model.generation_config) for row in rows]
+            new = [until_end(row, config.eos_token_id) for row in rows]
             return Sample(new, meter.forwards, seconds, meter.seconds, [])
         new = [row[:count] for row, count in zip(rows, output.new_tokens.tolist(), strict=True)]
         accepted = [length for lengths in output.acceptance_lengths or () for length in lengths]
@@ -76,11 +74,10 @@ def _counting(model: PreTrainedModel) -> Iterator[_Meter]:
     meter, starts = _Meter(), []
 
     def before(*_):
-        starts.append(time.perf_counter())
+        starts.append(clock(model.device))
 
     def after(module, *_):
-        _synchronize(model)
-        meter.seconds += time.perf_counter() - starts.pop()
+        meter.seconds += clock(model.device) - starts.pop()
         meter.forwards += module is trunk
 
     trunk, head = model.get_decoder(), model.get_output_embeddings()
@@ -96,14 +93,24 @@ def _counting(model: PreTrainedModel) -> Iterator[_Meter]:
             hook.remove()
 
 
-def _synchronize(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+def pad_left(prompts: Sequence[list[int]], pad: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask [B, P] of ragged prompts.
+
+    >>> pad_left([[5, 6], [7]], 0)[0].tolist()
+    [[5, 6], [0, 7]]
+    """
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _until_end(row: list[int], config) -> list[int]:
-    """The row up to its first EOS; stock ``generate`` pads behind it."""
-    ends = config.eos_token_id
-    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+def until_end(row: list[int], eos_token_id: int | list[int] | None) -> list[int]:
+    """The row up to its first EOS, which stays; stock ``generate`` pads behind it.
+
+    >>> until_end([5, 1, 0, 0], [1, 2])
+    [5, 1]
+    """
+    ends = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
     return row[:stop]

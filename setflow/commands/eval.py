@@ -140,7 +140,7 @@ def sweep(
     dtype: Dtype = None,
     device: Device = None,
     confirm_run_unsafe_code: Consent = False,
-    out: Annotated[Path, typer.Option(help="Folder for the sweep and the report.")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="Folder for the sweep and the report.")] = Path("build/report"),
     name: Annotated[str, typer.Option(help="Name of the JSONL file in it.")] = "sweep",
 ) -> None:
     """Every decoder at every setting on every task: a line of JSON for each, and a report with tables and figures.
@@ -183,7 +183,7 @@ def sweep(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of sweeps.")] = Path("report")) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="Folder of sweeps.")] = Path("build/report")) -> None:
     """Write report.md and its figures anew from the sweeps and traces in a folder."""
     need_extra("eval", ("matplotlib",))
     from eval.report import write_report

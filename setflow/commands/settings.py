@@ -139,9 +139,9 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def typed_command() -> str:
+def typed_command(program: str = "setflow") -> str:
     """What the user typed, for files that say how they were made."""
-    return shlex.join(["setflow", *sys.argv[1:]])
+    return f"{program} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def need_extra(extra: str, modules: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ def test_pictures_are_small_and_do_not_change(table_one):
 
 
 def test_the_report_in_the_repository_is_whole_and_small():
-    folder = ROOT / "report"
+    folder = ROOT / "benchmarks/results/report"
     text = (folder / "report.md").read_text()
     for path in folder.glob("*.jsonl"):
         assert f"## {path.stem}\n" in text

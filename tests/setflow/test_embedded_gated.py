@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 import torch
-from decoding.adapter import GatedAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decoding import NextTokenDecoder
+from decoding.forward.adapter import GatedAdapter
 from sbd import SelfSpeculativeDecoder
-from setflow import embed, loading
+from setflow import loading
+from tools import embed
 
 
 @pytest.fixture

@@ -92,15 +92,15 @@ def test_a_sweep_ends_in_a_report(setflow, roomy, model_folder, tmp_path, monkey
     arguments += ["--tasks", "additions", "--limit", "2", "--max-gen-toks", "4", "--name", "small"]
     code, out, err = setflow("eval", "sweep", *arguments)
     assert code == 0, err
-    assert out == "report/report.md\n" and "[4/4]" in err
-    rows = [json.loads(line) for line in (tmp_path / "report" / "small.jsonl").read_text().splitlines()]
+    assert out == "build/report/report.md\n" and "[4/4]" in err
+    rows = [json.loads(line) for line in (tmp_path / "build/report/small.jsonl").read_text().splitlines()]
     assert [row["decoder"] for row in rows] == ["ntp", "ntp", "sbd:block_size=2", "sbd:block_size=4"]
     assert rows[0]["model"] != rows[1]["model"]
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "build/report/report.md").read_text()
     assert "## small" in text and "sbd:block_size=4" in text and "(small-speed-quality.svg)" in text
-    (tmp_path / "report" / "report.md").unlink()
+    (tmp_path / "build/report/report.md").unlink()
     assert setflow("eval", "report")[0] == 0
-    assert (tmp_path / "report" / "report.md").read_text() == text
+    assert (tmp_path / "build/report/report.md").read_text() == text
 
 
 PIECES, DECIDED = ["one", " ", "two", "\n", "three"], [1, 2, 1, 3, 2]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOORS = {"decoding": 1, "sbd": 2, "rpt": 2, "dfm": 2, "finetune": 3, "eval": 3, "setflow": 4}
+PRODUCT = {"decoding": 1, "sbd": 2, "rpt": 2, "dfm": 2, "finetune": 3, "eval": 3, "setflow": 4}
+CHECKOUT = {"benchmarks": 5, "tools": 5}  # for those who make setflow; in no wheel
+FLOORS = PRODUCT | CHECKOUT
+METHODS = {"sbd", "rpt", "dfm"}
 # Two methods use the pure sampling rules of a third, which never imports them.
 NEIGHBOURS = {("sbd", "dfm"), ("rpt", "dfm")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -37,7 +40,19 @@ def test_a_package_imports_only_from_floors_below(package):
             assert allowed, f"{path.relative_to(ROOT)} imports {name}, which is not below {package}"
 
 
-@pytest.mark.parametrize("package", FLOORS)
+def test_evaluation_knows_no_method():
+    """Decoders come by their specs."""
+    for path in sources("eval"):
+        assert not imported(path) & METHODS, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("package", CHECKOUT)
+def test_what_is_for_the_checkout_is_in_no_wheel(package):
+    assert sources(package)
+    assert not any(name.startswith(package) for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+
+
+@pytest.mark.parametrize("package", PRODUCT)
 def test_every_folder_with_code_is_in_the_wheel(package):
     assert package in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     for folder in {path.parent for path in sources(package)}:
@@ -59,8 +74,9 @@ def test_readme_names_files_that_exist():
     rows = re.findall(r"^\| `([\w./*-]+)` \|", text, flags=re.MULTILINE)  # the table of packages
     table = [name for name in rows if re.search(r"/|\.(?:py|toml|txt|yaml|md)$", name)]
     assert table, "the README has no table of packages"
-    mentioned = re.findall(r"`([\w./-]+\.(?:py|yaml|toml))`", text)
-    missing = [name for name in table + mentioned if not list(ROOT.glob(name.rstrip("/")))]
+    mentioned = re.findall(r"`([\w./-]+\.(?:py|yaml|toml))`|`(benchmarks/[\w./*-]+)`|\]\(([\w./-]+)\)", text)
+    names = table + [name for found in mentioned for name in found if name]
+    missing = [name for name in names if not list(ROOT.glob(name.rstrip("/")))]
     assert not missing
 
 

@@ -1,18 +1,28 @@
-"""What revising tokens is worth: likelihood of held-out text, quality of samples, and both at equal forwards."""
+"""What revising tokens is worth: likelihood of held-out text, quality of samples, and both at equal forwards.
+
+python -m benchmarks.resample.samples --model FOLDER --control FOLDER --texts FILE.jsonl
+"""
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import typer
 
-from decoding import Engine
-from decoding.forward.rows import RowList
-from decoding.previous import ResampleConfig, add_previous_rows
+from benchmarks.command import OUT, Out, main, typed
+from benchmarks.resample.exact import measure_exactness
+from benchmarks.resample.likelihood import measure_likelihood, next_token_losses
 from eval.bench.contenders import Contender
 from eval.bench.prompts import PromptSet
+from eval.bench.results import Results
+from finetune.data import read_texts
+from setflow.commands.bench import Decoders, Device, Dtype, Prompts, open_bench
+from setflow.commands.settings import parse_dtype
+from setflow.loading import load_model
 
 ITERATIONS = (0.5, 1, 1.5)
 SPECS = (
@@ -22,7 +32,59 @@ SPECS = (
 )
 BOUNDS = (0, 0.01, 0.05, 0.2, 0.6)
 FORWARDS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # forwards per token at which the families are compared
-RESAMPLES = 1000
+
+
+def resample(
+    model: Annotated[str, typer.Option("--model", help="Folder of a model trained with the rpt or sbd+rpt objective.")],
+    control: Annotated[
+        str | None, typer.Option(help="Folder of a model of as many next-token steps: its loss, and judge of samples.")
+    ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option(help="JSONL files of held-out 'text' for the likelihoods; may be repeated.")
+    ] = None,
+    decoder: Decoders = None,
+    prompts: Prompts = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 100,
+    documents: Annotated[int, typer.Option(min=1, help="Held-out documents of each file.")] = 100,
+    exact: Annotated[
+        int,
+        typer.Option(min=0, help="Held-out tokens whose exact law is computed too, a row for each vocabulary entry."),
+    ] = 0,
+    temperature: Annotated[
+        list[float] | None, typer.Option(min=0.0, help="May be repeated; 0, 0.5 and 1 by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Runs at each temperature above 0.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    block_size: Annotated[int, typer.Option(min=2, help="Of the set-block decoders of the last table.")] = 8,
+    dtype: Dtype = "fp32",
+    device: Device = "cpu",
+    out: Out = OUT,
+    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "resample",
+) -> None:
+    """What revising tokens is worth: held-out likelihood, quality of samples, and all families at equal forwards."""
+    loaded, tokenizer, prompt_sets = open_bench(model, dtype, device, prompts, count)
+    judge = None if control is None else load_model(control, parse_dtype(dtype))[0].to(device)
+    context = loaded.config.max_position_embeddings
+
+    def samples(chosen, specs, temperatures):
+        return measure_samples(loaded, tokenizer, chosen, specs, temperatures, seeds, batch_size, judge)
+
+    settings = {"seeds": seeds, "batch_size": batch_size, "control": control}
+    with Results(out / f"{name}.json", typed("resample.samples"), loaded, **settings) as results:
+        for path in texts or ():
+            ids = [i[:context] for i in tokenizer(read_texts([path])[:documents])["input_ids"] if len(i) > 3]
+            exactness = measure_exactness(loaded, ids, exact) if exact else {}
+            results.take({"texts": Path(path).stem} | measure_likelihood(loaded, ids, judge) | exactness)
+        for chosen in prompt_sets:
+            for row in samples(chosen, decoder or SPECS, temperature or (0.0, 0.5, 1.0)):
+                results.take(row)
+            if getattr(loaded.generation_config, "trained_block_sizes", None):
+                kinds = families(block_size)
+                specs = [spec for kind in kinds.values() for spec in kind]
+                measured = [results.take(row) for row in samples(chosen, specs, (0.0,))]
+                quality = "exact_match" if chosen.problems is not None else "ntp_loss"
+                for row in equal_forwards(measured, kinds, quality):
+                    results.take({"prompts": chosen.name} | row)
 
 
 def families(block_size: int) -> dict[str, tuple[str, ...]]:
@@ -35,58 +97,6 @@ def families(block_size: int) -> dict[str, tuple[str, ...]]:
         "SBD + RPT": tuple(f"{spec},revise=resample" for spec in sbd),
         "SBD + re-masking": tuple(f"{spec},revise=remask" for spec in sbd),
     }
-
-
-@torch.no_grad()
-def measure_likelihood(model, documents: Sequence[Sequence[int]], control=None) -> dict[str, Any]:
-    """Cross-entropies in nats per token of held-out documents (token ids), next-token and previous-token.
-
-    Token i is predicted from those before it, and from those before it and token i + 1; the last token of a document
-    and its first are left out of both. ``raised`` is the share of tokens that the second makes likelier, ``gained`` by how
-    much its loss is lower. Intervals are 95 % bootstrap intervals over documents. ``control``: a model whose next-token
-    loss on the same tokens is reported.
-    """
-    columns: dict[str, list[Tensor]] = {"ntp": [], "ptp": []} | ({"control": []} if control is not None else {})
-    for tokens in documents:
-        ntp, ptp = document_losses(model, tokens)
-        columns["ntp"].append(ntp)
-        columns["ptp"].append(ptp)
-        if control is not None:
-            columns["control"].append(next_token_losses(control, tokens)[:-1])
-    pairs = list(zip(columns["ntp"], columns["ptp"], strict=True))
-    shares = {"raised": [(p < n).float() for n, p in pairs], "gained": [n - p for n, p in pairs]}
-    lengths = np.array([len(column) for column in columns["ntp"]])
-    result: dict[str, Any] = {"documents": len(documents), "tokens": int(lengths.sum())}
-    for name, parts in (columns | shares).items():
-        mean, low, high = _over_documents(np.array([part.sum().item() for part in parts]), lengths)
-        result[name if name in shares else f"{name}_loss"] = round(mean, 4)
-        result[f"{name}_interval"] = [round(low, 4), round(high, 4)]
-    return result
-
-
-def document_losses(model, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Next-token and previous-token losses in nats of tokens 1 .. n - 2, in one forward of about 3 n rows."""
-    config, rows, tokens = ResampleConfig.of(model.config), RowList(), list(tokens)
-    causal = rows.add_causal(tokens, 0)
-    judged, slot = [], len(tokens)
-    for i in range(1, len(tokens) - 1):
-        added = add_previous_rows(rows, tokens, i, 2, config, slot, config.prev_target == "follow")
-        slot += len(added)
-        judged.append(added[-1])
-    engine = Engine(model)
-    step = engine.step([rows], engine.new_cache(1))
-    labels = torch.tensor(tokens[1:-1], device=engine.device)
-    both = (causal[: len(tokens) - 2], judged)
-    ntp, ptp = (torch.nn.functional.cross_entropy(step.logits([(0, r)]), labels, reduction="none") for r in both)
-    return ntp.cpu(), ptp.cpu()
-
-
-@torch.no_grad()
-def next_token_losses(model, tokens: Sequence[int]) -> Tensor:
-    """Next-token losses in nats of all tokens but the first."""
-    ids = torch.tensor([list(tokens)], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").cpu()
 
 
 def measure_samples(
@@ -163,16 +173,12 @@ def _run(
     }
 
 
-def _over_documents(sums: np.ndarray, lengths: np.ndarray) -> tuple[float, float, float]:
-    """Mean per token and its 95 % bootstrap interval over documents."""
-    draws = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[draws].sum(1) / lengths[draws].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(sums.sum() / lengths.sum()), float(low), float(high)
-
-
 def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval."""
     if len(values) == 1:
         return values[0], math.nan
     return float(np.mean(values)), float(1.96 * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main(resample, "resample.samples"))

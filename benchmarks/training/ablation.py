@@ -1,13 +1,23 @@
-"""Which options of set-block training are best: one small run for each, equal steps, resumable run by run."""
+"""Which options of set-block training are best: one small run for each, equal steps, resumable run by run.
+
+python -m benchmarks.training.ablation --model FOLDER --data FILE.jsonl
+"""
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from finetune.recipe import Recipe
+import typer
+
+from benchmarks.command import OUT, Out, main, typed
+from eval.bench.results import Results
+from eval.files import write_whole
+from eval.tables import markdown_table
+from finetune.recipe import Recipe, load_recipe
 from finetune.run import finetune
 
 # The default of each option, and what takes its place, one at a time.
@@ -25,6 +35,28 @@ VARIANTS = (
     {"rank": 64},
 )
 REPORT = "training.json"
+
+
+def ablation(
+    model: Annotated[str, typer.Option("--model", help="Folder of a small pretrained Llama.")],
+    data: Annotated[str, typer.Option(help="JSONL file of its own texts, by `setflow finetune distill-data`.")],
+    recipe: Annotated[str, typer.Option(help="What all runs share.")] = "stories260k-gated",
+    steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 200,
+    kind: Annotated[str, typer.Option(help="gated or full.")] = "gated",
+    work: Annotated[Path, typer.Option(help="Folder for the runs; finished ones are not run again.")] = Path(
+        "build/options"
+    ),
+    out: Out = OUT,
+    name: Annotated[str, typer.Option(help="Name of the JSON and Markdown files.")] = "training-options",
+) -> None:
+    """Train once for each option: all-mask share, scope of the masking rate, distillation, rank; equal steps."""
+    chosen = load_recipe(recipe, [f"model={model}", f"data=[{data}]", f"output={work}", "training.disable_tqdm=true"])
+    settings = {"recipe": recipe, "steps": steps, "kind": kind, "training": dict(chosen.training)}
+    command = typed("training.ablation")
+    with Results(out / f"{name}.json", command, None, **settings) as results:
+        run_variants(chosen, steps, kind, results.take)
+    title = f"`{kind}`, {steps} steps of each run, decoder `{chosen.decoder}`; written by `{command}`."
+    write_whole(out / f"{name}.md", as_markdown(results.rows, title))
 
 
 @dataclass(frozen=True)
@@ -90,12 +122,14 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_markdown(rows: list[dict[str, Any]], title: str) -> str:
     """The table for people."""
-    lines = [title, "", "| options | tokens per forward | mean acceptance | masked loss | next-token loss (before) |"]
-    lines.append("|---|---|---|---|---|")
+    heads = ["options", "tokens per forward", "mean acceptance", "masked loss", "next-token loss (before)"]
+    body = []
     for row in rows:
         before = "-" if row["next_token_loss_before"] is None else f"{row['next_token_loss_before']:.3f}"
-        lines.append(
-            f"| {row['options']} | {row['tokens_per_forward']:.2f} | {row['acceptance']:.3f} | {row['matp_loss']:.3f} "
-            f"| {row['next_token_loss']:.3f} ({before}) |"
-        )
-    return "\n".join(lines) + "\n"
+        figures = (f"{row['tokens_per_forward']:.2f}", f"{row['acceptance']:.3f}", f"{row['matp_loss']:.3f}")
+        body.append([row["options"], *figures, f"{row['next_token_loss']:.3f} ({before})"])
+    return f"{title}\n\n{markdown_table(heads, body)}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(ablation, "training.ablation"))

@@ -1,16 +1,12 @@
-"""Figures and tables of the flow-matching benchmarks."""
+"""Figures of the benchmarks."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from eval.plots import MARKERS, STYLE, plt
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
-
-MARKERS = "osD^vP*X<>hpd8"
-STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "savefig.dpi": 110}
+SMALL = STYLE | {"legend.fontsize": 7, "savefig.dpi": 110}
 Row = dict[str, Any]
 
 
@@ -25,7 +21,7 @@ def plot_curves(
 ) -> None:
     """A panel for each field of ``ys`` (to its title) against the field ``x``, a line for each name."""
     names = list(dict.fromkeys(map(name_of, rows)))
-    with plt.rc_context(STYLE):
+    with plt.rc_context(SMALL):
         figure, panels = plt.subplots(1, len(ys), figsize=(4.6 * len(ys), 3.6), squeeze=False)
         for ax, (field, title) in zip(panels[0], ys.items(), strict=True):
             for i, name in enumerate(names):
@@ -51,18 +47,3 @@ def plot_curves(
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
-
-
-def markdown_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The fields ``columns`` of each row; empty where a row has none.
-
-    >>> print(markdown_table([{"a_b": 1}, {"c": 2}], ["a_b", "c"]))
-    | a b | c |
-    |---|---|
-    | 1 |  |
-    |  | 2 |
-    <BLANKLINE>
-    """
-    lines = [[column.replace("_", " ") for column in columns], None]
-    lines += [["" if row.get(column) is None else str(row[column]) for column in columns] for row in rows]
-    return "".join("|---" * len(columns) + "|\n" if line is None else f"| {' | '.join(line)} |\n" for line in lines)

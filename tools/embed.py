@@ -1,6 +1,6 @@
 """Ship the embedded model: copy what its last stage saved into the package, and write its card from the runs' files.
 
-``python -m setflow.embed build``, the last step of ``make embedded``; ``python -m setflow.embed gated build`` ships the
+``python -m tools.embed build``, the last step of ``make embedded``; ``python -m tools.embed gated build`` ships the
 next-token model of its first stage with a row-gated adapter.
 """
 

@@ -1,21 +1,64 @@
-"""What a training step costs by each objective, on the same batch: time against next-token training, memory, MFU."""
+"""What a training step costs by each objective, on the same batch: time against next-token training, memory, MFU.
+
+python -m benchmarks.training.step_cost
+"""
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.command import OUT, Out, main, typed
 from decoding import NextTokenObjective
 from decoding.forward.adapter import GatedAdapter
+from eval.bench.results import Results, progress
+from eval.clock import clock
 from finetune.estimate import GPUS, Estimate
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, fastest_attention
 from sbd import SetBlockObjective
+from setflow.commands.bench import Device, Dtype, Model
+from setflow.commands.settings import parse_dtype
+from setflow.loading import EMBEDDED, load_model
+
+
+def step_cost(
+    model: Model = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 4,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a row.")] = 512,
+    block_size: Annotated[int, typer.Option(min=1)] = 8,
+    rank: Annotated[int, typer.Option(min=1, help="Of the row-gated adapter.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of each, by turns; medians are reported.")] = 5,
+    dtype: Dtype = "fp32",
+    device: Device = "cpu",
+    out: Out = OUT,
+    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "training",
+) -> None:
+    """Cost of a set-block training step, all weights or a gated adapter, against a next-token step on the same batch."""
+    autocast = None if dtype == "fp32" else parse_dtype(dtype)
+    loaded = load_model(model, torch.float32)[0].to(device)
+    loaded.set_attn_implementation(fastest_attention(loaded.device, loaded.config))  # as recipes do
+    tokens = torch.randint(
+        loaded.config.vocab_size - 1, (batch_size, length), generator=torch.Generator().manual_seed(0)
+    )
+    batch = {"input_ids": tokens.to(device), "document_ids": torch.zeros_like(tokens).to(device)}
+    settings = {"batch_size": batch_size, "length": length, "block_size": block_size, "rank": rank, "rounds": rounds}
+    settings["seconds_of"] = "the process on one thread" if device == "cpu" else "the clock"
+    with Results(out / f"{name}.json", typed("training.step_cost"), loaded, **settings) as results:
+        with progress(3 * (rounds + 1)) as advance:
+            rows = measure_steps(list(contenders(loaded, block_size, rank)), batch, rounds, autocast, advance)
+        for row in rows:
+            if device != "cpu":
+                gpu = torch.cuda.get_device_name(loaded.device)
+                row["mfu"] = share_of_peak(row, gpu, model or str(EMBEDDED), block_size, rank, length)
+            results.take(row)
 
 
 @dataclass
@@ -116,7 +159,8 @@ def share_of_peak(row: dict[str, Any], gpu: str, model: str, block_size: int, ra
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+    return time.process_time() if device.type == "cpu" else clock(device)
+
+
+if __name__ == "__main__":
+    sys.exit(main(step_cost, "training.step_cost"))

@@ -1,22 +1,20 @@
 """The measurements of revising: losses against uncached runs, rows of the table, interpolation at equal forwards."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from benchmarks.command import main
+from benchmarks.resample.exact import exact_law, measure_exactness, trained_law
+from benchmarks.resample.likelihood import _over_documents, document_losses, measure_likelihood, next_token_losses
+from benchmarks.resample.samples import FORWARDS, equal_forwards, measure_samples, resample
 from decoding.previous import ResampleConfig
-from eval.bench.exact_previous import exact_law, measure_exactness, trained_law
 from eval.bench.prompts import PromptSet
-from eval.bench.resample import (
-    FORWARDS,
-    _over_documents,
-    document_losses,
-    equal_forwards,
-    measure_likelihood,
-    measure_samples,
-    next_token_losses,
-)
-from rpt import attach_offset_code
+from rpt import ResampleObjective, attach_offset_code, save_offset_code
 from tests.conftest import build
 from tests.rpt.test_decoder import uncached_previous
 
@@ -104,3 +102,30 @@ def test_families_are_compared_where_they_have_decoders():
     blocks, ntp = equal_forwards(rows, {"blocks": ("a", "b"), "NTP": ("ntp",)}, "q")
     assert [blocks[f"q at {f}"] for f in FORWARDS] == [None, 0.2, 0.3, 0.4, 0.6, None]
     assert [ntp[f"q at {f}"] for f in FORWARDS] == [None] * 5 + [0.9]
+
+
+def test_the_command(model_folder, tmp_path, capfd):
+    folder, trained = model_folder(max_position_embeddings=256), tmp_path / "trained"
+    shutil.copytree(folder, trained)
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    ResampleObjective(prev_target="ntp").prepare(model)
+    model.generation_config.trained_block_sizes, model.generation_config._from_model_config = [2], False
+    model.save_pretrained(trained)
+    save_offset_code(model, trained)
+    prompts = tmp_path / "prompts.jsonl"
+    texts = ["1 + 2 = 3, 4 + 5 = 9, " * 4, "37 + 45 = 82 " * 5, "8 + 9 = 17; " * 5]
+    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = ("--prompts", str(prompts), "--texts", str(prompts), "--control", folder)
+    sizes = ("--block-size", "2", "--exact", "2")
+    sampled = ("--temperature", "1", "--seeds", "2", "--decoder", "rpt:iterations=0.5")
+    shown = ("--model", str(trained), "--out", str(tmp_path), "--name", "found")
+    assert main(resample, "resample.samples", (*shown, *given, *sizes, *sampled)) == 0
+    file = json.loads((tmp_path / "found.json").read_text())
+    assert file["command"].startswith("python -m benchmarks.resample.samples")
+    likelihood, samples, *rest = file["rows"]
+    assert likelihood["documents"] == 3 and likelihood["exact_tokens"] == 2 and likelihood["control_loss"] > 0
+    assert samples["seeds"] == 2 and samples["changes_per_token"] > 0
+    points, table = [row for row in rest if "decoder" in row], [row for row in rest if "family" in row]
+    assert len(points) + len(table) == len(rest)
+    assert {row["family"] for row in table} == {"NTP", "RPT", "SBD", "SBD + RPT", "SBD + re-masking"}
+    assert all(row["temperature"] == 0 for row in points)

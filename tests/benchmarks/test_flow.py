@@ -7,12 +7,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.command import main
+from benchmarks.figures import plot_curves
+from benchmarks.flow import euler, fit, judging, likelihood, peer, sweep
+from benchmarks.flow.task import complete, judge_completions, make_task
 from dfm import FittedSchedule, FlowDecoder, UniformSource
 from dfm.traits import FlowTraits
 from eval.additions import Addition
-from eval.bench import flow_likelihood, flow_peer, flow_sweep
-from eval.bench.flow_figures import plot_curves
-from setflow.cli import main
 from tests.conftest import MASK, build
 
 ALLOWED = 6  # ids 0 .. 5 occur in the toy's texts; the mask token is 6
@@ -46,7 +47,7 @@ def exact_network(source: str):
 @pytest.mark.parametrize("source", ["mask", "uniform"])
 def test_bounds_of_an_exact_posterior(monkeypatch, source):
     """The mask bound and the reversal bound are -log p; that of the forward rates is above it for a uniform source."""
-    monkeypatch.setattr(flow_likelihood, "Bidirectional", exact_network(source))
+    monkeypatch.setattr(likelihood, "Bidirectional", exact_network(source))
     size = ALLOWED + (source == "mask")
     model = SimpleNamespace(
         config=SimpleNamespace(flow=FlowTraits(source).as_dict()),
@@ -55,8 +56,8 @@ def test_bounds_of_an_exact_posterior(monkeypatch, source):
     )
     rows = torch.randint(ALLOWED, (4, 60), generator=torch.Generator().manual_seed(0))
     batches = []
-    bound = flow_likelihood.likelihood_bound(model, rows, times=400, batch_size=50, advance=lambda: batches.append(1))
-    assert len(batches) == flow_likelihood.bound_batches(4, 400, 50) == 8
+    bound = likelihood.likelihood_bound(model, rows, times=400, batch_size=50, advance=lambda: batches.append(1))
+    assert len(batches) == likelihood.bound_batches(4, 400, 50) == 8
     tight = "forward" if source == "mask" else "reversal"
     assert bound[f"{tight}_bound_nats"] == pytest.approx(math.log(ALLOWED), abs=0.06)
     assert bound[f"{tight}_elbo_perplexity"] == pytest.approx(ALLOWED, abs=0.4)
@@ -70,7 +71,7 @@ def test_bounds_are_for_models_of_whole_texts():
     for traits in (None, FlowTraits(block_sizes=(4,)).as_dict()):
         model = SimpleNamespace(config=SimpleNamespace(flow=traits))
         with pytest.raises(ValueError, match="trained with the dfm objective on whole texts"):
-            flow_likelihood.likelihood_bound(model, rows)
+            likelihood.likelihood_bound(model, rows)
 
 
 def test_a_network_is_asked_with_the_mask_token(monkeypatch):
@@ -79,34 +80,34 @@ def test_a_network_is_asked_with_the_mask_token(monkeypatch):
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
     rows = torch.randint(2, MASK, (2, 40), generator=torch.Generator().manual_seed(0))
-    bound = flow_likelihood.likelihood_bound(model, rows, times=128)
+    bound = likelihood.likelihood_bound(model, rows, times=128)
     vocabulary = model.get_input_embeddings().num_embeddings - 1
     assert bound["forward_bound_nats"] == pytest.approx(math.log(vocabulary), abs=0.3)
 
 
 def test_samples_are_judged_behind_what_was_given():
     judge, texts = build("llama"), [[5, 9, 30, 41], [7, 7, 60, 12, 3]]
-    nats = flow_likelihood.judged_nats(judge, texts, [2, 0])
+    nats = judging.judged_nats(judge, texts, [2, 0])
     assert [len(tokens) for tokens in nats] == [2, 4]
     law = judge(input_ids=torch.tensor([texts[0]])).logits[0].log_softmax(-1)
     assert torch.allclose(nats[0], -torch.stack([law[1, 30], law[2, 41]]), atol=1e-5)
 
 
 def test_two_generative_perplexities():
-    perplexity = flow_likelihood.generative_perplexity([torch.tensor([0.0, 0.0, 0.0]), torch.tensor([math.log(16.0)])])
+    perplexity = judging.generative_perplexity([torch.tensor([0.0, 0.0, 0.0]), torch.tensor([math.log(16.0)])])
     assert perplexity == {"generative_perplexity": 8.5, "corpus_generative_perplexity": 2.0}
-    assert flow_likelihood.generative_perplexity([torch.zeros(0)])["generative_perplexity"] is None
+    assert judging.generative_perplexity([torch.zeros(0)])["generative_perplexity"] is None
 
 
 def test_mauve_where_it_is_installed(monkeypatch):
     judge, texts = build("llama"), [[5, 9, 30], [7, 7]]
-    monkeypatch.setattr(flow_likelihood.importlib.util, "find_spec", lambda name: None)
-    assert flow_likelihood.mauve(judge, texts, texts) is None
+    monkeypatch.setattr(judging.importlib.util, "find_spec", lambda name: None)
+    assert judging.mauve(judge, texts, texts) is None
     package, seen = ModuleType("mauve"), {}
     package.compute_mauve = lambda **features: seen.update(features) or SimpleNamespace(mauve=0.5)
     monkeypatch.setitem(sys.modules, "mauve", package)
-    monkeypatch.setattr(flow_likelihood.importlib.util, "find_spec", lambda name: package)
-    assert flow_likelihood.mauve(judge, texts, texts[::-1]) == 0.5
+    monkeypatch.setattr(judging.importlib.util, "find_spec", lambda name: package)
+    assert judging.mauve(judge, texts, texts[::-1]) == 0.5
     assert (seen["p_features"] == seen["q_features"][::-1]).all() and len(seen["q_features"]) == 2
 
 
@@ -119,25 +120,25 @@ def embedded():
 
 def test_the_task_holds_every_solution(embedded):
     model, tokenizer = embedded
-    task = flow_sweep.make_task(tokenizer, 8)
+    task = make_task(tokenizer, 8)
     assert len(set(task.problems)) == 8 and all(isinstance(problem, Addition) for problem in task.problems)
     room = (task.real & ~task.fixed).sum(-1)
     assert all(len(solved) <= places for solved, places in zip(task.solved, room.tolist(), strict=True))
-    judged = flow_sweep.judge_completions(model, tokenizer, task, task.solved)
+    judged = judge_completions(model, tokenizer, task, task.solved)
     assert judged["exact_match"] == 1 and judged["generative_perplexity"] < 1.1
     wrong = [solved[1:] for solved in task.solved[1:]] + [[]]
-    assert flow_sweep.judge_completions(model, tokenizer, task, wrong)["exact_match"] == 0
+    assert judge_completions(model, tokenizer, task, wrong)["exact_match"] == 0
     with pytest.raises(ValueError, match="count must be at most"):
-        flow_sweep.make_task(tokenizer, 10000)
+        make_task(tokenizer, 10000)
 
 
 def test_completions_end_at_the_end_of_text(embedded):
     _, tokenizer = embedded
-    task = flow_sweep.make_task(tokenizer, 3)
+    task = make_task(tokenizer, 3)
     model = build("llama", vocab_size=2048)
     model.config.flow = FlowTraits("uniform").as_dict()
     model.generation_config.eos_token_id = 1
-    found = flow_sweep.complete(model, FlowDecoder(path="uniform", steps=2), task, 1.0, 0)
+    found = complete(model, FlowDecoder(path="uniform", steps=2), task, 1.0, 0)
     assert found.forwards == [2, 2, 2] and len(found.tokens) == 3
     assert all(1 not in tokens[:-1] for tokens in found.tokens)
 
@@ -149,16 +150,16 @@ def test_the_loss_curve_of_a_model_that_knows_nothing(embedded):
     model.generation_config.mask_token_id = 3
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
-    curve = flow_sweep.masked_loss_curve(model, tokenizer, levels=4, count=2)
+    curve = fit.masked_loss_curve(model, tokenizer, levels=4, count=2)
     assert torch.allclose(curve, torch.full_like(curve, math.log(2047)), atol=1e-4)
 
 
 def test_fitted_quotas_lose_no_more_than_even_ones():
     curve = torch.linspace(1, 0, 20, dtype=torch.float64) ** 3
-    rows = list(flow_sweep.excess_rows(curve, curve, (4, 8, 40)))
+    rows = list(fit.excess_rows(curve, curve, (4, 8, 40)))
     assert [row["rounds"] for row in rows] == [4, 8]
     assert all(row["excess_nats_fitted"] < row["excess_nats_even"] for row in rows)
-    decoder = flow_sweep.make_decoder("mask", "topk", flow_sweep.FITTED, 32, curve)
+    decoder = sweep.make_decoder("mask", "topk", sweep.FITTED, 32, curve)
     assert decoder.steps == 20 and isinstance(decoder.scheduler, FittedSchedule)
 
 
@@ -167,12 +168,12 @@ def test_a_sweep_goes_on_where_it_stopped(embedded):
     curves = (("mask", "topk", "linear", (1, 2)), ("uniform", "exact", "linear", (1,)))
     done = [{"source": "data", "exact_match": 1.0}]  # the figures of the true solutions stand first in the file
     done += [{"source": "mask", "sampler": "topk", "schedule": "linear", "steps": 1}]
-    points = flow_sweep.pending(curves, done, ("mask",))
+    points = sweep.pending(curves, done, ("mask",))
     assert points == [("mask", "topk", "linear", 2)]
-    task = flow_sweep.make_task(tokenizer, 2)
+    task = make_task(tokenizer, 2)
     with pytest.warns(UserWarning, match="trained with blocks"):
-        (row,) = flow_sweep.measure_sweep({"mask": model}, model, tokenizer, task, points)
-    assert row["forwards"] == 2 and flow_sweep.curve_of(row) == "mask: topk"
+        (row,) = sweep.measure_sweep({"mask": model}, model, tokenizer, task, points)
+    assert row["forwards"] == 2 and sweep.curve_of(row) == "mask: topk"
 
 
 def test_figures_are_small(tmp_path):
@@ -184,9 +185,9 @@ def test_figures_are_small(tmp_path):
 @pytest.mark.parametrize("name", ["mask", "uniform"])
 def test_the_table_of_the_comparison_is_an_exact_posterior(name):
     """Many steps of our sampler on it give the data law."""
-    source = flow_peer.make_source(name, 2 + (name == "mask"))
-    table = flow_peer.Table(source, 2, 2)
-    out = flow_peer.run_ours(table, source, flow_peer.start_text(source, 3000, 2), 24)
+    source = euler.make_source(name, 2 + (name == "mask"))
+    table = peer.Table(source, 2, 2)
+    out = euler.run_ours(table, source, euler.start_text(source, 3000, 2), 24)
     law = torch.bincount(table.index(out), minlength=len(table.states)) / 3000
     expected = torch.zeros(len(table.states), dtype=torch.float64)
     expected[table.index(table.texts)] = table.data
@@ -204,21 +205,21 @@ def test_timed_runs_are_told_apart(monkeypatch):
             torch.randn(400, 400) @ torch.randn(400, 400)
             return x
 
-    row = flow_peer.compare_times(Slow(), "uniform", 8, 1, 4, 3, 2)
+    row = peer.compare_times(Slow(), "uniform", 8, 1, 4, 3, 2)
     assert asked == [3, 3] and row["time_ratio"] == pytest.approx(
         row["ours_ms_per_step"] / row["theirs_ms_per_step"], rel=0.05
     )
-    assert flow_peer.start_text(UniformSource(8), 2, 4).shape == (2, 4)
+    assert euler.start_text(UniformSource(8), 2, 4).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        (["samplers"], "give --mask FOLDER"),
-        (["peer", "--folder", "nowhere"], "flow_matching is not installed in 'nowhere'; run pip install"),
-        (["likelihood", "--model", "nowhere", "--texts", "nowhere.jsonl"], "nowhere"),
+        (sweep.sweep, [], "give --mask FOLDER"),
+        (peer.peer, ["--folder", "nowhere"], "flow_matching is not installed in 'nowhere'; run pip install"),
+        (likelihood.likelihood, ["--model", "nowhere", "--texts", "nowhere.jsonl"], "nowhere"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, message, capsys):
-    assert main(["bench", "flow", *arguments]) == 2
+def test_mistakes_are_one_sentence(command, arguments, message, capsys):
+    assert main(command, "name", arguments) == 2
     assert message in capsys.readouterr().err

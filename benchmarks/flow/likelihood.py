@@ -1,25 +1,70 @@
-"""Likelihood bounds of a flow-matching model on held-out rows (ELBO), and what can be said about its own samples.
+"""Likelihood bounds of flow-matching models on held-out rows (ELBO), and what can be said about their own samples.
 
-Shapes: N rows, L tokens, V vocabulary. All in nats but the unigram entropy, which is in bits.
+    python -m benchmarks.flow.likelihood --model FOLDER --texts FILE.jsonl
+
+Shapes: N rows, L tokens, V vocabulary. Bounds are in nats.
 """
 
-import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from dfm import Draws, MixturePath, PowerScheduler, ReversalVelocity, generalised_kl, rate_bound, stratified_times
+from benchmarks.command import OUT, Judge, Out, main, typed
+from benchmarks.flow.judging import WARNING, judge_samples
+from dfm import (
+    Draws,
+    FlowDecoder,
+    MixturePath,
+    PowerScheduler,
+    ReversalVelocity,
+    generalised_kl,
+    rate_bound,
+    stratified_times,
+)
 from dfm.networks import Bidirectional
 from dfm.traits import FlowTraits
+from eval.bench.results import Results, progress
+from finetune.data import Source, load_documents
+from finetune.packing import PackedDataset
+from setflow.loading import load_model
 
-WARNING = (
-    "Generative perplexity falls with low temperature, truncated noise and repetition, and samplers without a model reach "
-    "good values: read it beside unigram entropy and the likelihood bound, never alone (arXiv 2409.02908, 2606.08417)."
-)
+
+def likelihood(
+    model: Annotated[list[str], typer.Option("--model", help="Folder of a model trained on whole texts; repeatable.")],
+    texts: Annotated[Path, typer.Option(help="JSONL file of held-out 'text'.")],
+    judge: Judge = None,
+    rows: Annotated[int, typer.Option(min=2, help="Held-out rows.")] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in a row: as in the training.")] = 104,
+    times: Annotated[int, typer.Option(min=1, help="Noise levels in all, stratified.")] = 1024,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the samples that are judged.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    seed: int = 0,
+    out: Out = OUT,
+    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "flow-likelihood",
+) -> None:
+    """Held-out ELBO perplexity; generative perplexity and unigram entropy of whole rows; MAUVE if it is installed."""
+    judging, tokenizer = load_model(judge, torch.float32)
+    held_out = PackedDataset(load_documents([Source(str(texts))], tokenizer), length)
+    data = torch.stack([held_out[i]["input_ids"] for i in range(min(rows, len(held_out)))])
+    given = torch.arange(length)[None].expand_as(data) == 0
+    settings = {"warning": WARNING, "texts": str(texts), "length": length, "seed": seed}
+    with Results(out / f"{name}.json", typed("flow.likelihood"), judging, **settings) as results:
+        results.take({"model": "held-out text", **judge_samples(judging, data.tolist(), data.tolist())})
+        for folder in model:
+            chosen, _ = load_model(folder, torch.float32)
+            with progress(title="noise levels", total=bound_batches(len(data), times, batch_size)) as advance:
+                bound = likelihood_bound(chosen, data, times, batch_size, seed, advance)
+            decoder = FlowDecoder(path=FlowTraits.of(chosen.config).source, steps=steps)
+            samples = decoder.infill(chosen, data, given, seed=seed).tokens
+            row = {"model": folder, **bound, "steps": steps}
+            results.take(row | judge_samples(judging, samples.tolist(), data.tolist()))
+    print(WARNING, file=sys.stderr)
 
 
 @torch.no_grad()
@@ -87,55 +132,5 @@ def _batches(rows: int, each: int, batch_size: int):
     return ((i, start) for i in range(rows) for start in range(0, each, batch_size))
 
 
-@torch.no_grad()
-def judged_nats(judge, texts: Sequence[Sequence[int]], given: Sequence[int]) -> list[Tensor]:
-    """-log p of each token behind the first ``given`` ones of each text, by the next-token law of ``judge``."""
-    nats = []
-    for text, start in zip(texts, given, strict=True):
-        ids = torch.tensor([text], device=judge.device)
-        first = max(1, start)
-        logits = judge(input_ids=ids).logits[0, first - 1 : -1].float()
-        nats.append(cross_entropy(logits, ids[0, first:], reduction="none").cpu())
-    return nats
-
-
-def generative_perplexity(nats: Sequence[Tensor]) -> dict[str, float | None]:
-    """Of samples' tokens: the mean over samples of exp(mean), and exp of the mean over all tokens."""
-    nats = [tokens for tokens in nats if len(tokens)]
-    if not nats:
-        return {"generative_perplexity": None, "corpus_generative_perplexity": None}
-    return {
-        "generative_perplexity": round(torch.stack([tokens.mean().exp() for tokens in nats]).mean().item(), 3),
-        "corpus_generative_perplexity": round(torch.cat(nats).mean().exp().item(), 3),
-    }
-
-
-def unigram_entropy(samples: Sequence[Sequence[int]]) -> float:
-    """Entropy in bits of the tokens of a sample, mean over samples.
-
-    >>> unigram_entropy([[5, 5, 5, 5], [1, 2, 3, 4]])
-    1.0
-    """
-    total = 0.0
-    for sample in samples:
-        shares = [list(sample).count(token) / len(sample) for token in set(sample)]
-        total -= sum(share * math.log2(share) for share in shares)
-    return round(total / max(1, len(samples)), 4)
-
-
-@torch.no_grad()
-def mauve(judge, samples: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float | None:
-    """MAUVE (arXiv 2102.01454) of samples against references from the last hidden states of ``judge``.
-
-    None where the package mauve-text is not installed.
-    """
-    if importlib.util.find_spec("mauve") is None:
-        return None
-    from mauve import compute_mauve
-
-    def features(texts):
-        trunk = judge.get_decoder()
-        ids = [torch.tensor([list(text)], device=judge.device) for text in texts]
-        return torch.cat([trunk(input_ids=one).last_hidden_state[:, -1].float().cpu() for one in ids]).numpy()
-
-    return round(float(compute_mauve(p_features=features(references), q_features=features(samples)).mauve), 4)
+if __name__ == "__main__":
+    sys.exit(main(likelihood, "flow.likelihood"))

@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
+from benchmarks.command import main
+from benchmarks.training import ablation
+from benchmarks.training.ablation import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
+from benchmarks.training.step_cost import contenders, measure_steps, share_of_peak, step_cost
 from decoding.forward.adapter import gated_adapter
-from finetune import option_table
-from finetune.option_table import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
-from finetune.step_cost import contenders, measure_steps, share_of_peak
 
 REPORT = {
     "measured": {"acceptance_0": 0.5, "acceptance_1": 0.3, "matp_loss": 2.0, "tokens_per_forward/ntp": 1.0}
@@ -28,12 +29,12 @@ def started(monkeypatch):
 
     def run(recipe):
         recipes.append(recipe)
-        folder = option_table.Path(recipe.output)
+        folder = ablation.Path(recipe.output)
         folder.mkdir(parents=True)
-        (folder / option_table.REPORT).write_text(json.dumps(REPORT))
+        (folder / ablation.REPORT).write_text(json.dumps(REPORT))
         return REPORT
 
-    monkeypatch.setattr(option_table, "finetune", run)
+    monkeypatch.setattr(ablation, "finetune", run)
     return recipes
 
 
@@ -88,3 +89,21 @@ def test_share_of_peak():
     full = share_of_peak(row | {"objective": "sbd"}, "NVIDIA H200", "meta-llama/Llama-3.1-8B", 8, 32, 512)
     assert gated < found < full  # as many operations on layers as next-token training, half of the rows meet the head
     assert share_of_peak(row, "Tesla T4", "meta-llama/Llama-3.1-8B", 8, 32, 512) is None
+
+
+def test_the_command_of_the_steps(model_folder, tmp_path, capfd):
+    shown = ("--model", model_folder(max_position_embeddings=256), "--out", str(tmp_path), "--name", "found")
+    sizes = ("--batch-size", "1", "--length", "16", "--rounds", "1", "--rank", "2")
+    assert main(step_cost, "training.step_cost", (*shown, *sizes)) == 0
+    file = json.loads((tmp_path / "found.json").read_text())
+    assert [row["objective"] for row in file["rows"]] == ["ntp", "sbd", "sbd gated"]
+    assert file["rows"][0]["times_ntp"] == 1 and file["conditions"]["attention"] == "sdpa_tiles"
+
+
+def test_the_command_of_the_table(started, tmp_path, data, capfd):
+    out = tmp_path / "results"
+    given = ("--model", "somewhere", "--data", str(data), "--work", str(tmp_path / "work"), "--steps", "7")
+    assert main(ablation.ablation, "training.ablation", (*given, "--out", str(out))) == 0
+    file = json.loads((out / "training-options.json").read_text())
+    assert len(file["rows"]) == len(VARIANTS) and file["settings"]["steps"] == 7 and "unfinished" not in file
+    assert (out / "training-options.md").read_text().count("\n| ") == 1 + len(VARIANTS)

@@ -1,0 +1,1 @@
+"""Resample-Previous-Tokens: what revising tokens is worth."""

@@ -1,0 +1,1 @@
+"""Training: what a step costs, and which options of set-block training are best."""

@@ -1,0 +1,1 @@
+"""Tools of those who make setflow; from a checkout, in no wheel."""
