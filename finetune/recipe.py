@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,9 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import parse_flag_from_env
 from transformers import PretrainedConfig, TrainingArguments
+from transformers.utils import is_torch_xla_available
 
 from decoding import decoder_from_spec
 from decoding.checks import check_choice, check_count, check_range
@@ -146,12 +149,23 @@ class Recipe:
         return fastest_attention(device, config)
 
     def training_arguments(self) -> TrainingArguments:
+        """What the Trainer gets. On a CPU without bf16 instructions a run in bf16 becomes one in float32, which is said.
+
+        Raises ValueError for what transformers refuses.
+        """
         settings = {"report_to": "none", **self.training}
-        if settings.get("bf16") and not _computes_in_bf16(settings):
-            # Without the instructions, autocast converts back and forth: 30 times slower than float32 on one CPU.
-            print("bf16: this CPU has no bf16 instructions, so the run computes in float32", file=sys.stderr)
-            settings["bf16"] = False
-        return TrainingArguments(output_dir=self.output, remove_unused_columns=False, **settings)
+        on_cpu = _runs_on_cpu(settings)
+        if on_cpu:
+            settings["use_cpu"] = True  # else transformers takes bf16 for a GPU's and refuses it
+        arguments = TrainingArguments(output_dir=self.output, remove_unused_columns=False, **settings)
+        in_bf16 = arguments.mixed_precision == "bf16" or arguments.bf16_full_eval  # by the recipe or by the launcher
+        if on_cpu and in_bf16 and not _cpu_has_bf16():
+            # Autocast would convert back and forth: 30 times slower than float32 on one CPU.
+            if os.environ.get("RANK", "0") == "0":
+                print("bf16: this CPU has no bf16 instructions, so the run computes in float32", file=sys.stderr)
+            arguments.bf16 = arguments.bf16_full_eval = False
+            arguments.mixed_precision = "no"
+        return arguments
 
 
 def fastest_attention(device: torch.device, config: PretrainedConfig) -> str:
@@ -226,9 +240,13 @@ def check_source(key: str, source: str, output: str) -> None:
         raise ValueError(f"{key}: the folder {source!r} has no config.json, so there is no {key} in it")
 
 
-def _computes_in_bf16(settings: Mapping[str, Any]) -> bool:
-    on_cpu = settings.get("use_cpu") or not torch.accelerator.is_available()
-    return not on_cpu or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _runs_on_cpu(settings: Mapping[str, Any]) -> bool:
+    told = settings.get("use_cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return told or not (torch.accelerator.is_available() or is_torch_xla_available())
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _typed(key: str, kind: type, values):

@@ -85,7 +85,7 @@ def finetune(recipe: Recipe) -> dict:
         "train_tokens": None if recipe.streaming else train.tokens.numel(),
         "minutes_of_last_run": round(minutes, 1),
         "machine": _machine(arguments),
-        "dtype": "bfloat16" if arguments.bf16 else "float32",
+        "dtype": "bfloat16" if arguments.mixed_precision == "bf16" else "float32",
         "command": _command(),
         **before,
         "held_out_next_token_loss_nats": _held_out_losses(trainer, held_out),
@@ -176,7 +176,7 @@ def _machine(arguments) -> str:
 def _build_model(recipe: Recipe, tokenizer, arguments):
     if recipe.model is not None:
         # Frozen weights need no more digits than they are computed with; those that are trained do.
-        frozen = recipe.tuned.kind != "full" and arguments.bf16
+        frozen = recipe.tuned.kind != "full" and arguments.mixed_precision == "bf16"
         return _load(AutoModelForCausalLM, "model", recipe.model, dtype=torch.bfloat16 if frozen else torch.float32)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **recipe.new_model))

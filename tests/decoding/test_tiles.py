@@ -46,11 +46,13 @@ def test_training_by_tiles_has_the_losses_and_gradients_of_sdpa(fresh_model, fam
     }
     found = []
     for form in ("sdpa", tiles.NAME):
-        model = fresh_model(family, attn_implementation=form).requires_grad_(True)
+        # In float64, since float32 sums in another order differ by up to 5e-6 here, by the instructions of the CPU.
+        model = fresh_model(family, torch.float64, attn_implementation=form).requires_grad_(True)
         torch.manual_seed(3)
         loss, _ = SetBlockObjective(block_sizes=(4,), mask_token_id=21)(model, batch)
         loss.backward()
         found.append((loss.detach(), [parameter.grad for parameter in model.parameters()]))
     (loss, gradients), (other_loss, other_gradients) = found
     torch.testing.assert_close(loss, other_loss)
-    torch.testing.assert_close(gradients, other_gradients, rtol=1e-4, atol=1e-6)
+    # Norms round to float32 inside the model, so one value on an edge may still move by 1e-8.
+    torch.testing.assert_close(gradients, other_gradients, rtol=1e-5, atol=1e-7)

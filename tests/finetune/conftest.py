@@ -1,6 +1,7 @@
 """A tiny recipe that any test can change: four steps of a one-layer Llama on a page of text."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,17 @@ TRAINING = {
     "learning_rate": 1e-2,
     "disable_tqdm": True,
 }
+
+
+@pytest.fixture(params=[True, False], ids=["bf16", "no-bf16"])
+def cpu(request, monkeypatch):
+    """A machine without a GPU whose CPU has bf16 instructions, and one whose CPU has none, whatever this one is."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: request.param)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return SimpleNamespace(has_bf16=request.param)
 
 
 @pytest.fixture

@@ -24,9 +24,11 @@ def recipe_file(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes_load(path):
+def test_shipped_recipes_load(path, cpu):
     recipe = load_recipe(path)
-    assert recipe.training_arguments().max_steps > 0
+    arguments = recipe.training_arguments()
+    assert arguments.max_steps > 0
+    assert arguments.bf16 is (cpu.has_bf16 and recipe.training.get("bf16", False))
 
 
 def test_overrides_reach_into_mappings(recipe_file):
@@ -91,10 +93,31 @@ def test_flex_attention_on_a_cpu_is_refused(recipe_file):
         recipe.attention_on(torch.device("cpu"), LlamaConfig())
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_bf16_falls_back_where_the_cpu_has_no_instructions_for_it(recipe_file, monkeypatch, capsys, supported):
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: supported)
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    arguments = load_recipe(recipe_file(MINIMAL + "training: {bf16: true, use_cpu: true}\n")).training_arguments()
-    assert arguments.bf16 is supported
-    assert ("float32" in capsys.readouterr().err) is not supported
+@pytest.mark.parametrize("asked", ["bf16: true", "bf16: true, use_cpu: true", "bf16_full_eval: true"])
+def test_a_cpu_computes_in_bf16_where_it_can(recipe_file, cpu, asked, capsys):
+    arguments = load_recipe(recipe_file(MINIMAL + f"training: {{{asked}}}\n")).training_arguments()
+    assert (arguments.bf16 or arguments.bf16_full_eval) is cpu.has_bf16
+    assert (arguments.mixed_precision == "bf16") is (cpu.has_bf16 and "full_eval" not in asked)
+    assert arguments.device.type == "cpu"
+    assert capsys.readouterr().err.count("float32") == (not cpu.has_bf16)
+
+
+def test_what_a_launcher_asks_for_is_treated_alike(recipe_file, cpu, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("RANK", "1")
+    arguments = load_recipe(recipe_file()).training_arguments()
+    assert arguments.mixed_precision == ("bf16" if cpu.has_bf16 else "no")
+    assert not capsys.readouterr().err, "the first process says it"
+
+
+@pytest.mark.parametrize("told", [{}, {"use_cpu": True}, {"ACCELERATE_USE_CPU": "true"}])
+def test_bf16_on_a_machine_with_a_gpu(recipe_file, cpu, monkeypatch, told):
+    """A GPU computes in bf16 whatever the CPU can; a run that is told to leave it alone is one of the CPU."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    for key in told.keys() - {"use_cpu"}:
+        monkeypatch.setenv(key, told[key])
+    override = ["training.use_cpu=true"] if "use_cpu" in told else []
+    arguments = load_recipe(recipe_file(MINIMAL + "training: {bf16: true}\n"), override).training_arguments()
+    assert arguments.use_cpu is bool(told)
+    assert arguments.bf16 is (cpu.has_bf16 or not told)

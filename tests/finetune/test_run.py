@@ -30,6 +30,22 @@ def test_training_lowers_the_loss(recipe):
     assert log[-1]["matp_loss"] < 0.8 * log[0]["matp_loss"]
 
 
+@pytest.mark.parametrize(("objective", "kind"), [("ntp", "lora"), ("rpt", "full"), ("dfm", "full"), ("sbd", "gated")])
+def test_a_cpu_trains_in_bf16_where_it_can(recipe, cpu, objective, kind, capsys):
+    """Each method and each tuning; the losses are those of float32 within the digits of bf16."""
+    tuning = {"kind": kind} | ({} if kind == "full" else {"rank": 2})
+    changes = {"objective": objective, "tuning": tuning, "training": {"max_steps": 2, "bf16": True, "use_cpu": False}}
+    report = finetune(recipe(**changes))
+    assert report["dtype"] == ("bfloat16" if cpu.has_bf16 else "float32")
+    assert capsys.readouterr().err.count("no bf16 instructions") == (not cpu.has_bf16)
+    changes["training"]["bf16"] = False
+    exact = finetune(recipe(output="exact", **changes))
+    ours, theirs = ([entry["loss"] for entry in found["log"]] for found in (report, exact))
+    assert (ours == theirs) is not cpu.has_bf16
+    # Eight bits of mantissa, through one layer and a mean over some sixty targets.
+    assert ours == pytest.approx(theirs, rel=2**-7)
+
+
 @pytest.mark.parametrize("model", ["out/model", "./model", "some/deep/model", "tests/no-such-model"])
 def test_a_missing_model_folder_is_named_without_asking_the_hub(recipe, monkeypatch, model):
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *a, **k: pytest.fail("asked the hub"))
