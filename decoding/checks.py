@@ -1,6 +1,8 @@
 """Checks of values that users type: each raises a ValueError that names the field, the value and what is allowed."""
 
 from collections.abc import Collection
+from functools import reduce
+from importlib import import_module
 from typing import Any
 
 
@@ -33,3 +35,18 @@ def check_count(field: str, value: Any, low: int = 1, high: int | None = None) -
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{field} must be a whole number {allowed}, got {value!r}")
+
+
+def named_object(field: str, name: str) -> Any:
+    """What ``module:Name`` stands for, imported; ValueError if the text, the module or the name is wrong.
+
+    >>> named_object("rule", "decoding.rules:TopK").__name__
+    'TopK'
+    """
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for text in (module, attribute) for part in text.split(".")):
+        raise ValueError(f"{field} must be written module:Name, got {name!r}")
+    try:
+        return reduce(getattr, attribute.split("."), import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{field} {name!r} cannot be imported: {error}") from error

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dfm import Draws, MixturePath, PowerScheduler, ReversalVelocity, generalised_kl, rate_bound, stratified_times
+from dfm.draws import Draws
+from dfm.flow_config import FlowTraits
 from dfm.networks import Bidirectional
-from dfm.traits import FlowTraits
+from dfm.paths.mixture import MixturePath
+from dfm.paths.schedulers import PowerScheduler
+from dfm.rates.conditional import ReversalVelocity
+from dfm.rates.losses import generalised_kl, rate_bound, stratified_times
 
 WARNING = (
     "Generative perplexity falls with low temperature, truncated noise and repetition, and samplers without a model reach "

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dfm import FittedSchedule, FlowDecoder, Scheduler, isotonic_decreasing
+from dfm import FlowDecoder
+from dfm.flow_config import FlowTraits
 from dfm.networks import Bidirectional
-from dfm.schedulers import PowerScheduler
-from dfm.traits import FlowTraits
+from dfm.paths.fit import FittedSchedule, fit_schedule, isotonic_decreasing
+from dfm.paths.schedulers import PowerScheduler
 from eval.additions import Addition
 from eval.bench.flow_likelihood import generative_perplexity, judged_nats, unigram_entropy
 
@@ -169,7 +170,7 @@ def excess_rows(fit_on: Tensor, score_on: Tensor, rounds: Sequence[int]) -> Iter
     for k in rounds:
         if k <= n:
             even = FittedSchedule(tuple(sorted({round(n * i / k) for i in range(k + 1)})))
-            fitted = Scheduler.fit(fit_on, k)
+            fitted = fit_schedule(fit_on, k)
             yield {
                 "rounds": k,
                 "excess_nats_even": round(even.excess(score_on), 3),
@@ -183,7 +184,7 @@ def make_decoder(source: str, sampler: str, schedule: str, steps: int, curve: Te
     if schedule != FITTED:
         return FlowDecoder(path=source, sampler=sampler, scheduler=schedule, steps=steps or None)
     rounds = min(steps, len(curve))
-    return FlowDecoder(path=source, sampler=sampler, scheduler=Scheduler.fit(curve, rounds), steps=rounds)
+    return FlowDecoder(path=source, sampler=sampler, scheduler=fit_schedule(curve, rounds), steps=rounds)
 
 
 def curve_of(row: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def likelihood(
     import torch
 
     from dfm import FlowDecoder
-    from dfm.traits import FlowTraits
+    from dfm.flow_config import FlowTraits
     from eval.bench import flow_likelihood as flow
     from finetune.data import Source, load_documents
     from finetune.packing import PackedDataset
@@ -86,7 +86,7 @@ def samplers(
 
     import torch
 
-    from dfm import Scheduler
+    from dfm.paths.fit import fit_schedule
     from eval.bench import flow_sweep as sweep
     from eval.bench.flow_figures import markdown_table, plot_curves
     from eval.bench.flow_likelihood import WARNING
@@ -109,7 +109,7 @@ def samplers(
         schedules = list(sweep.excess_rows(curve, score, (4, 8, 16, 32)))
         for row in schedules:
             show(row)
-        Scheduler.fit(curve, 16).save(out / "flow-schedule-16.json")
+        fit_schedule(curve, 16).save(out / "flow-schedule-16.json")
     points = [p for p in sweep.pending(sweep.CURVES, measured, tuple(models)) if p[3] <= most_steps]
     with (
         Results(file, judging, measured, **settings, schedules=schedules) as results,

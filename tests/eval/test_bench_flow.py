@@ -7,8 +7,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from dfm import FittedSchedule, FlowDecoder, UniformSource
-from dfm.traits import FlowTraits
+from dfm import FlowDecoder
+from dfm.flow_config import FlowTraits
+from dfm.paths.fit import FittedSchedule
+from dfm.paths.sources import UniformSource
 from eval.additions import Addition
 from eval.bench import flow_likelihood, flow_peer, flow_sweep
 from eval.bench.flow_figures import plot_curves
