@@ -1,8 +1,9 @@
 """Checks of values that users type: each raises a ValueError that names the field, the value and what is allowed."""
 
-import importlib
 import warnings
 from collections.abc import Collection
+from functools import reduce
+from importlib import import_module
 from typing import Any
 
 
@@ -38,15 +39,18 @@ def check_count(field: str, value: Any, low: int = 1, high: int | None = None) -
 
 
 def named_object(field: str, name: str) -> Any:
-    """What ``name``, a "package.module.Name", names: how a class of one's own is given on a command line.
+    """What ``module:Name`` stands for, imported; ValueError if the text, the module or the name is wrong.
 
-    Raises ValueError, with ``field``, if it cannot be imported.
+    >>> named_object("rule", "decoding.rules:TopK").__name__
+    'TopK'
     """
-    module, _, attribute = name.rpartition(".")
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for text in (module, attribute) for part in text.split(".")):
+        raise ValueError(f"{field} must be written module:Name, got {name!r}")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{field}: cannot import {name!r}: {error}") from error
+        return reduce(getattr, attribute.split("."), import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{field} {name!r} cannot be imported: {error}") from error
 
 
 def warn_untrained_size(model: Any, block_size: int) -> None:

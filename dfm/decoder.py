@@ -23,15 +23,19 @@ from decoding.forward.rows import RowList
 from decoding.rules import RevealRule
 from decoding.sampling import TokenLaw
 from dfm.draws import Draws, LikeliestDraws
-from dfm.fit import FittedSchedule
-from dfm.named_samplers import SAMPLERS, SOURCES, named_scheduler, ranks_positions, rule_sampler
+from dfm.flow_config import SOURCES, FlowTraits
 from dfm.networks import Bidirectional
-from dfm.paths import MixturePath, delta
-from dfm.samplers import FlowSample, FlowState, Posterior, Query, Sampler, sample, time_grid
-from dfm.samplers.state import Step as SamplerStep
-from dfm.schedulers import Scheduler
-from dfm.sources import Source
-from dfm.traits import FlowTraits
+from dfm.paths.fit import FittedSchedule
+from dfm.paths.mixture import MixturePath
+from dfm.paths.path import delta
+from dfm.paths.schedulers import Scheduler, named_scheduler
+from dfm.paths.sources import Source
+from dfm.samplers import find_sampler
+from dfm.samplers.ranked import CanvasRule, RuleSampler, rule_sampler
+from dfm.sampling.grid import GridSampler, time_grid
+from dfm.sampling.loop import FlowSample, Posterior, sample
+from dfm.sampling.state import FlowState, Query, Sampler
+from dfm.sampling.state import Step as SamplerStep
 
 
 @dataclass
@@ -70,10 +74,10 @@ class FlowDecoder(Decoder):
     """Decode by following a probability path from noise to text.
 
     path: the source of the mixture path: "mask", for models of FlowObjective and of Set Block Decoding, or "uniform".
-    scheduler: a name of :data:`dfm.named_samplers.SCHEDULERS`; a Scheduler, for instance a fitted one; or the JSON file
-        of a :class:`dfm.fit.FittedSchedule`.
-    sampler: a name of :data:`dfm.named_samplers.SAMPLERS`; "rule" to reveal by ``rule``; or a function from a path and a
-        grid of times to a Sampler.
+    scheduler: a name of :data:`dfm.paths.schedulers.SCHEDULERS`; a Scheduler, for instance a fitted one; or the JSON file
+        of a :class:`dfm.paths.fit.FittedSchedule`.
+    sampler: a name of :data:`dfm.samplers.SAMPLERS`; "rule" to reveal by ``rule``; a subclass of Sampler, or its name as
+        ``module:Class``; or a function from a path and a grid of times to a Sampler.
     steps: steps from noise to text, evenly spaced in time, for each block or for the whole text. By default as many as
         there are tokens to decide, or as a fitted schedule has rounds. Not for samplers that choose their number of
         evaluations themselves.
@@ -102,11 +106,9 @@ class FlowDecoder(Decoder):
             object.__setattr__(self, "scheduler", FittedSchedule.load(self.scheduler))
         if not isinstance(self.scheduler, Scheduler):
             named_scheduler(self.scheduler, FlowTraits().make_source(2, 1))
-        if isinstance(self.sampler, str):
-            known = [name for name, named in SAMPLERS.items() if self.path in named.sources]
-            check_choice(f"sampler (for path {self.path!r})", self.sampler, [*known, "rule"])
-        elif not callable(self.sampler):
+        if not isinstance(self.sampler, str) and not callable(self.sampler):
             raise ValueError(f"sampler must be a name or a function of a path and a grid, got {self.sampler!r}")
+        kind = self._kind
         if (self.sampler == "rule") != isinstance(self.rule, RevealRule):
             raise ValueError(
                 f"rule must be a rule such as EntropyBound(0.1) for sampler 'rule' and None for others, got {self.rule!r} "
@@ -115,7 +117,7 @@ class FlowDecoder(Decoder):
         for name in ("steps", "block_size"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        if self.steps is not None and not self._on_grid:
+        if self.steps is not None and not kind.on_grid:
             raise ValueError(f"steps must be None for sampler {self.sampler!r}, which counts its own, got {self.steps}")
 
     @property
@@ -127,15 +129,18 @@ class FlowDecoder(Decoder):
         return self.block_size is not None
 
     @property
-    def _on_grid(self) -> bool:
-        return self.sampler != "rule" and (callable(self.sampler) or SAMPLERS[self.sampler].on_grid)
+    def _kind(self) -> type[Sampler]:
+        """What is known of the sampler before it is made."""
+        if self.sampler == "rule":
+            return RuleSampler if self.path == "mask" else CanvasRule
+        if isinstance(self.sampler, (str, type)):
+            return find_sampler(self.sampler, self.path)
+        return GridSampler
 
     @property
     def _keeps(self) -> bool:
         """Whether a revealed token is final, so that it may be committed before its block is finished."""
-        if self.path != "mask" or callable(self.sampler):
-            return False
-        return self.sampler == "rule" or SAMPLERS[self.sampler].keeps
+        return self.path == "mask" and self._kind.keeps
 
     def check(self, model: PreTrainedModel, law: TokenLaw) -> None:
         law.check_holes(type(self).__name__)
@@ -210,7 +215,7 @@ class FlowDecoder(Decoder):
         path, sampler = self._make(source, int((~frozen).sum(-1).max()))
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(input_ids))]
         draws = Draws(generators)
-        if temperature == 0 and ranks_positions(sampler):
+        if temperature == 0 and sampler.ranks_positions:
             draws, temperature = LikeliestDraws(generators), 1.0
         network = Bidirectional(model, real, traits, path.scheduler)
         posterior = Posterior(network, source, temperature=temperature, top_p=top_p)
@@ -229,7 +234,7 @@ class FlowDecoder(Decoder):
         x = torch.tensor([tokens], device=device)
         frozen = torch.arange(len(tokens))[None] < len(tokens) - free
         _, sampler = self._make(source, free)
-        greedy = not batch.law.do_sample and ranks_positions(sampler)
+        greedy = not batch.law.do_sample and sampler.ranks_positions
         draws = (LikeliestDraws if greedy else Draws)([sequence.generator])
         text = OpenText(start, sampler, FlowState.start(x, frozen, source, draws), draws, [0] * len(tokens))
         text.next_step()
@@ -298,7 +303,7 @@ class FlowDecoder(Decoder):
         path = MixturePath(source, scheduler)
         if self.sampler == "rule":
             return path, rule_sampler(path, self.rule)
-        make = self.sampler if callable(self.sampler) else SAMPLERS[self.sampler].make
+        make = self._kind.default if isinstance(self.sampler, (str, type)) else self.sampler
         rounds = len(scheduler.quotas) if isinstance(scheduler, FittedSchedule) else max(1, free)
         return path, make(path, time_grid(self.steps or rounds))
 

@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 from decoding.forward.attention import run_trunk
 from decoding.forward.noise_level import noise_levels, with_noise_level
 from decoding.forward.visibility import Visibility
-from dfm.schedulers import Scheduler
-from dfm.traits import FlowTraits
+from dfm.flow_config import FlowTraits
+from dfm.paths.schedulers import Scheduler
 
 
 @dataclass(frozen=True)
 class Bidirectional:
-    """A :class:`dfm.posterior.PosteriorModel` without cache: no exact one exists, since all rows see all tokens.
+    """A :class:`dfm.rates.posterior.PosteriorModel` without cache: no exact one exists, since all rows see all tokens.
 
     real: [B, L] bool, False at padding, which may lie on any side and is never seen; positions count real tokens.
     scheduler: gives the share of data that a model with a noise level is told; the mask source needs none.

@@ -20,11 +20,11 @@ from decoding.forward.visibility import Visibility
 from decoding.training.blocks import BlockGrid, set_block_visibility
 from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
 from dfm.draws import BatchDraws
-from dfm.infilling import draw_outside_span, draw_prefix, draw_share
-from dfm.losses import generalised_kl, stratified_times
-from dfm.named_samplers import SOURCES, named_scheduler
-from dfm.paths import MixturePath
-from dfm.traits import FlowTraits, ids_without_text
+from dfm.flow_config import SOURCES, FlowTraits, ids_without_text
+from dfm.paths.given import draw_outside_span, draw_prefix, draw_share
+from dfm.paths.mixture import MixturePath
+from dfm.paths.schedulers import named_scheduler
+from dfm.rates.losses import generalised_kl, stratified_times
 
 GIVEN = {"prefix": draw_prefix, "share": draw_share, "span": draw_outside_span}
 LAST_TIME = 1 - 1e-3  # the weight of the generalised KL has a pole at 1
@@ -49,7 +49,7 @@ class FlowObjective:
     Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`. The first token of a
     text is always given.
 
-    source: "mask" or "uniform" noise; scheduler: a name of :data:`dfm.named_samplers.SCHEDULERS`.
+    source: "mask" or "uniform" noise; scheduler: a name of :data:`dfm.paths.schedulers.SCHEDULERS`.
     block_sizes: one is drawn for each call; None trains on whole texts, in both directions.
     loss: "cross_entropy" of the tokens that may be noise (with a mask source, of those that are), without time weight; or
         the "generalised_kl", which bounds -log p(text) from above, per token that may be noise.

@@ -14,19 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfm import (
-    Draws,
-    EulerX1,
-    ForwardVelocity,
-    MaskSource,
-    MixturePath,
-    Posterior,
-    PowerScheduler,
-    Source,
-    UniformSource,
-    sample,
-    time_grid,
-)
+from dfm.draws import Draws
+from dfm.paths.mixture import MixturePath
+from dfm.paths.schedulers import PowerScheduler
+from dfm.paths.sources import MaskSource, Source, UniformSource
+from dfm.rates.velocities import ForwardVelocity
+from dfm.samplers.rates import EulerX1
+from dfm.sampling.grid import time_grid
+from dfm.sampling.loop import Posterior, sample
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 VERSION = "1.0.10"

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.flow.task import Task, make_task
-from dfm import FittedSchedule, fit_schedule, isotonic_decreasing
+from dfm.flow_config import FlowTraits
 from dfm.networks import Bidirectional
-from dfm.schedulers import PowerScheduler
-from dfm.traits import FlowTraits
+from dfm.paths.fit import FittedSchedule, fit_schedule, isotonic_decreasing
+from dfm.paths.schedulers import PowerScheduler
 
 
 @torch.no_grad()

@@ -17,18 +17,14 @@ from torch import Tensor
 
 from benchmarks.command import OUT, Judge, Out, main, typed
 from benchmarks.flow.judging import WARNING, judge_samples
-from dfm import (
-    Draws,
-    FlowDecoder,
-    MixturePath,
-    PowerScheduler,
-    ReversalVelocity,
-    generalised_kl,
-    rate_bound,
-    stratified_times,
-)
+from dfm import FlowDecoder
+from dfm.draws import Draws
+from dfm.flow_config import FlowTraits
 from dfm.networks import Bidirectional
-from dfm.traits import FlowTraits
+from dfm.paths.mixture import MixturePath
+from dfm.paths.schedulers import PowerScheduler
+from dfm.rates.conditional import ReversalVelocity
+from dfm.rates.losses import generalised_kl, rate_bound, stratified_times
 from eval.bench.results import Results, progress
 from finetune.data import Source, load_documents
 from finetune.packing import PackedDataset

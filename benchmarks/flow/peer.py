@@ -18,7 +18,9 @@ from torch import Tensor
 from benchmarks.command import OUT, Out, main, typed
 from benchmarks.flow.euler import VERSION, Peer, fixed_network, make_source, run_ours, start_text
 from benchmarks.flow.peer_memory import compare_memory
-from dfm import MixturePath, PowerScheduler, Source
+from dfm.paths.mixture import MixturePath
+from dfm.paths.schedulers import PowerScheduler
+from dfm.paths.sources import Source
 from eval.bench.results import Results, progress
 from eval.clock import clock
 

@@ -18,7 +18,8 @@ from benchmarks.figures import plot_curves
 from benchmarks.flow.fit import excess_rows, masked_loss_curve
 from benchmarks.flow.judging import WARNING
 from benchmarks.flow.task import Task, complete, judge_completions, make_task, reference_rows
-from dfm import FlowDecoder, fit_schedule
+from dfm import FlowDecoder
+from dfm.paths.fit import fit_schedule
 from eval.bench.results import Results, progress, tell
 from eval.files import write_whole
 from eval.tables import markdown_of

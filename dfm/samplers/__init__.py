@@ -1,4 +1,4 @@
-"""Samplers: one small file each, one common loop (``sample``), one interface (``Sampler.step`` on a ``FlowState``).
+"""The samplers, by kind, and their names. A new one is a class and its place in ``SAMPLERS``, or ``module:Class``.
 
 | Sampler | Source | Evaluations | Exact in the limit of |
 |---|---|---|---|
@@ -13,59 +13,53 @@
 | ScheduledTopK, RuleSampler, P2 | mask | as chosen | one token a step, for the first two |
 | CanvasRule | not mask | as chosen | never |
 | LooGibbs (in Corrected) | not mask | one a pass | many passes over one random site |
+
+Shapes as in :mod:`dfm.sampling`.
 """
 
-from dfm.samplers.adaptive import Adaptive
-from dfm.samplers.canvas_rule import CanvasRule
-from dfm.samplers.corrector import Corrected, Corrector, FrozenPass
-from dfm.samplers.d3pm import D3PM
-from dfm.samplers.euler import Euler
-from dfm.samplers.euler_x1 import EulerX1
-from dfm.samplers.exact_x1 import ExactX1
-from dfm.samplers.first_hitting import FirstHitting
-from dfm.samplers.grid import time_grid
-from dfm.samplers.guided import GuidedEuler
-from dfm.samplers.loo_gibbs import LooGibbs
-from dfm.samplers.loop import FlowSample, Posterior, run_step, sample
-from dfm.samplers.metric_x1 import MetricX1
-from dfm.samplers.p2 import P2
-from dfm.samplers.psi import Psi
-from dfm.samplers.remdm import ReMDM
-from dfm.samplers.reveal import RuleSampler
-from dfm.samplers.state import FlowState, Query, Sampler
-from dfm.samplers.tau_leap import TauLeap
-from dfm.samplers.theta_trapezoidal import ThetaTrapezoidal
-from dfm.samplers.topk import ScheduledTopK
-from dfm.samplers.uniformisation import Uniformisation
+from decoding.checks import check_choice, named_object
+from dfm.samplers.events import FirstHitting, Uniformisation
+from dfm.samplers.kernels import D3PM, Adaptive, Corrector, ExactX1, Psi, ReMDM
+from dfm.samplers.ranked import P2, LooGibbs, ScheduledTopK
+from dfm.samplers.rates import Euler, EulerX1, TauLeap, ThetaTrapezoidal
+from dfm.sampling.state import Sampler
 
-__all__ = [
-    "D3PM",
-    "P2",
-    "Adaptive",
-    "CanvasRule",
-    "Corrected",
-    "Corrector",
-    "Euler",
-    "EulerX1",
-    "ExactX1",
-    "FirstHitting",
-    "FlowSample",
-    "FlowState",
-    "FrozenPass",
-    "GuidedEuler",
-    "LooGibbs",
-    "MetricX1",
-    "Posterior",
-    "Psi",
-    "Query",
-    "ReMDM",
-    "RuleSampler",
-    "Sampler",
-    "ScheduledTopK",
-    "TauLeap",
-    "ThetaTrapezoidal",
-    "Uniformisation",
-    "run_step",
-    "sample",
-    "time_grid",
-]
+KINDS: tuple[type[Sampler], ...] = (
+    ExactX1,
+    Euler,
+    EulerX1,
+    TauLeap,
+    ThetaTrapezoidal,
+    D3PM,
+    Psi,
+    Corrector,
+    Adaptive,
+    ReMDM,
+    ScheduledTopK,
+    P2,
+    FirstHitting,
+    LooGibbs,
+    Uniformisation,
+)
+SAMPLERS = {kind.name: kind for kind in KINDS}
+
+
+def find_sampler(sampler: str | type[Sampler], source: str) -> type[Sampler]:
+    """The sampler of that name, the class ``module:Class``, or the class itself, for a kind of source.
+
+    Raises ValueError if there is none, or none for that source.
+
+    >>> find_sampler("exact", "mask").__name__
+    'ExactX1'
+    """
+    if isinstance(sampler, str) and ":" not in sampler:
+        known = [name for name, kind in SAMPLERS.items() if source in kind.sources]
+        check_choice(f"sampler (for path {source!r})", sampler, [*known, "rule"])
+        return SAMPLERS[sampler]
+    kind = named_object("sampler", sampler) if isinstance(sampler, str) else sampler
+    if not (isinstance(kind, type) and issubclass(kind, Sampler)):
+        raise ValueError(f"sampler must be a subclass of dfm.Sampler, got {sampler!r}")
+    if source not in kind.sources:
+        known = " and ".join(map(repr, kind.sources)) or "no path by itself"
+        raise ValueError(f"sampler must be one for path {source!r}; {kind.__name__} is for {known}")
+    return kind

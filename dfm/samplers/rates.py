@@ -1,62 +1,186 @@
-"""From rates to the law of a step: Euler's rule and that of tau-leaping.
+"""Samplers that step with rates: Euler, tau-leaping, the theta-trapezoidal method, and classifier-free guidance
+of the rates or of the law of a step.
 
-Shapes: B sequences, L positions, V vocabulary.
+Guidance of the logits needs no sampler of its own: it is an argument of :class:`dfm.sampling.loop.Posterior`.
 """
 
-import warnings
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dfm.paths import delta
-from dfm.samplers.grid import is_shared
-from dfm.samplers.state import FlowState
-from dfm.velocity import ForwardVelocity, Velocity, check_rates, jumps_only
+from decoding.checks import check_choice, check_range
+from dfm.draws import Draws
+from dfm.paths.mixture import MixturePath
+from dfm.rates.guidance import guide_law, guide_rates
+from dfm.rates.velocities import ForwardVelocity, Velocity
+from dfm.sampling.grid import GivenDataSampler, LawSampler, finish
+from dfm.sampling.laws import at_most_one, euler_law, forward_hazard, free_rates, leap_law
+from dfm.sampling.state import FlowState, Query, Sampler, Step
 
 
-def free_rates(rates: Tensor, state: FlowState) -> Tensor:
-    """Rates [B, L, V] of the jumps at free positions, 0 elsewhere and at the current token; checked."""
-    rates = torch.where(state.free[..., None], rates, 0)
-    check_rates(rates, state.x)
-    return jumps_only(rates, state.x).clamp_min(0)
+class OnForwardVelocity:
+    """By default with the forward velocity of the path."""
+
+    @classmethod
+    def default(cls, path: MixturePath, grid: tuple[float, ...]) -> "Sampler":
+        return cls(path, grid, ForwardVelocity(path))
 
 
-def forward_hazard(velocity: Velocity, t: Tensor) -> Tensor | None:
-    """dkappa/(1 - kappa) [B], for the forward velocity of a mixture with one kappa for all data tokens; else None."""
-    if not isinstance(velocity, ForwardVelocity) or not is_shared(velocity.path.scheduler):
-        return None
-    scheduler = velocity.path.scheduler
-    return scheduler.dkappa(t) / (1 - scheduler.kappa(t))
+@dataclass(frozen=True)
+class Euler(OnForwardVelocity, LawSampler):
+    """X' ~ delta_X + (s - t) u(., X), where u is the marginal of ``velocity`` (arXiv 2407.15595).
 
-
-def at_most_one(total: Tensor) -> Tensor:
-    """Jump probabilities cut at 1, with a warning."""
-    if bool((total > 1 + 1e-5).any()):
-        warnings.warn(
-            f"Euler: jump probabilities sum to {total.max():.3g} and are scaled to 1; use more steps", stacklevel=2
-        )
-    return total.clamp_max(1)
-
-
-def euler_law(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
-    """[B, L, V] for jump rates [B, L, V] and step sizes h [B]."""
-    jumps = h.to(rates)[:, None, None] * rates
-    total = jumps.sum(-1, keepdim=True)
-    at_most_one(total)
-    jumps = jumps / total.clamp_min(1)
-    return jumps + (1 - total).clamp_min(0) * delta(x, rates.shape[-1], rates)
-
-
-def leap_law(x: Tensor, rates: Tensor, h: Tensor, several: str) -> Tensor:
-    """[B, L, V] of tau-leaping for jump rates [B, L, V] and step sizes h [B].
-
-    With exit rate lambda the first of any jumps goes to v with (1 - exp(-h lambda)) u_v / lambda; exactly one jump, to
-    v, has probability h u_v exp(-h lambda).
+    Where the jump probabilities sum to more than 1 they are scaled to 1, with a warning. ValueError for rates that are
+    negative or infinite.
     """
-    h = h.to(rates)[:, None, None]
-    exit_rate = rates.sum(-1, keepdim=True)
-    if several == "first":
-        jumps = -torch.expm1(-h * exit_rate) * rates / exit_rate.masked_fill(exit_rate == 0, 1)
-    else:
-        jumps = h * rates * torch.exp(-h * exit_rate)
-    return jumps + (1 - jumps.sum(-1, keepdim=True)) * delta(x, rates.shape[-1], rates)
+
+    name = "euler"
+    keeps = True
+
+    velocity: Velocity
+
+    def jump_probability(self, state: FlowState, s: Tensor) -> Tensor | None:
+        hazard = forward_hazard(self.velocity, state.t)
+        return None if hazard is None else at_most_one((s - state.t) * hazard)
+
+    def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
+        return euler_law(state.x, self.rates(state, p1), s - state.t)
+
+    def rates(self, state: FlowState, p1: Tensor) -> Tensor:
+        return free_rates(self.velocity.marginal(state.x, state.t, p1), state)
+
+    def farthest(self, state: FlowState, p1: Tensor) -> Tensor:
+        """The time [B] up to which all jump probabilities sum to at most 1: t + 1 / (largest exit rate)."""
+        exit_rate = self.rates(state, p1).sum(-1).amax(-1)
+        return state.t + 1 / exit_rate.double()
+
+
+@dataclass(frozen=True)
+class EulerX1(OnForwardVelocity, GivenDataSampler):
+    """Jump with 1 - exp(-(s - t) lambda) to u / lambda: u the rates of ``velocity`` given x1, lambda their sum."""
+
+    name = "euler_x1"
+    keeps = True
+
+    velocity: Velocity
+
+    def jump_probability(self, state: FlowState, s: Tensor) -> Tensor | None:
+        hazard = forward_hazard(self.velocity, state.t)
+        return None if hazard is None else -torch.expm1(-(s - state.t) * hazard)
+
+    def law_given(self, state: FlowState, x1: Tensor, s: Tensor) -> Tensor:
+        rates = free_rates(self.velocity.at(state.x, x1, state.t), state)
+        return leap_law(state.x, rates, s - state.t, "first")
+
+
+@dataclass(frozen=True)
+class TauLeap(OnForwardVelocity, LawSampler):
+    """Jumps to every token v during a step are N_v ~ Poisson((s - t) u_v), where u is the marginal of ``velocity``.
+
+    None: the token stays. One: it jumps. several: after more than one it stays ("reject") or the "first" counts.
+    """
+
+    name = "tau_leap"
+    keeps = True
+
+    velocity: Velocity
+    several: Literal["reject", "first"] = "reject"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("several", self.several, ("reject", "first"))
+
+    def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
+        rates = free_rates(self.velocity.marginal(state.x, state.t, p1), state)
+        return leap_law(state.x, rates, s - state.t, self.several)
+
+
+@dataclass(frozen=True)
+class ThetaTrapezoidal(OnForwardVelocity, LawSampler):
+    """Over a step h = s - t, with u the marginal rates of ``velocity`` and tau-leaping that keeps the first jump:
+
+    1. x_mid from x_t over theta h at the rates u_t(x_t);
+    2. x_s from x_mid over (1 - theta) h at the rates pos(a1 u_{t + theta h}(x_mid) - a2 u_t(x_t)), where
+       a1 = 1 / (2 theta (1 - theta)), a2 = ((1 - theta)^2 + theta^2) / (2 theta (1 - theta)), so that a1 - a2 = 1.
+
+    With a mask source, positions revealed in x_mid stay.
+    """
+
+    name = "theta_trapezoidal"
+    keeps = True
+
+    velocity: Velocity
+    theta: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("theta", self.theta, 0, 1, include_low=False, include_high=False)
+
+    def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
+        """Of the first half, to x_mid."""
+        return leap_law(state.x, self.rates(state, state.t, p1), self.theta * (s - state.t), "first")
+
+    def second_law(self, mid: FlowState, start_rates: Tensor, mid_rates: Tensor, s: Tensor) -> Tensor:
+        """Of the second half [B, L, V]: from x_mid, with the jump rates [B, L, V] at x_t and x_mid."""
+        theta = self.theta
+        a1, a2 = 1 / (2 * theta * (1 - theta)), ((1 - theta) ** 2 + theta**2) / (2 * theta * (1 - theta))
+        rates = (a1 * mid_rates - a2 * start_rates).clamp_min(0).scatter(-1, mid.x[..., None], 0)
+        if self.path.source.mask_id is not None:
+            rates = torch.where(mid.masked[..., None], rates, 0)
+        return leap_law(mid.x, rates, (1 - theta) * (s - mid.t), "first")
+
+    def rates(self, state: FlowState, t: Tensor, p1: Tensor) -> Tensor:
+        return free_rates(self.velocity.marginal(state.x, t, p1), state)
+
+    def step(self, state: FlowState, draws: Draws) -> Step:
+        s = self.next_time(state)
+        t = state.t
+        p1 = yield Query(state.x, t, state.masked)
+        start_rates = self.rates(state, t, p1)
+        state.draw(self.law(state, p1, s), draws, self.path.source.mask_id)
+        t_mid = t + self.theta * (s - t)
+        p1 = yield Query(state.x, t_mid, state.masked)
+        law = self.second_law(state, start_rates, self.rates(state, t_mid, p1), s)
+        state.draw(finish(law, p1, s), draws, self.path.source.mask_id)
+        state.advance(s, self.grid[-1])
+
+
+@dataclass(frozen=True)
+class GuidedEuler(Euler):
+    """Euler with guidance weight w in ``place``: "law", "rates", or "rates-renormalised" (exit rates of the condition).
+
+    Two evaluations a step; w = 0 is Euler with one. The last step to time 1 guides the law of x1.
+    """
+
+    name = ""
+    sources = ()  # asks a second model, which no decoder has
+
+    weight: float = 1.0
+    place: Literal["law", "rates", "rates-renormalised"] = "rates"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("weight", self.weight, 0)
+        check_choice("place", self.place, ("law", "rates", "rates-renormalised"))
+
+    def step(self, state: FlowState, draws: Draws) -> Step:
+        if self.weight == 0:
+            yield from super().step(state, draws)
+            return
+        s = self.next_time(state)
+        p1 = yield Query(state.x, state.t, state.masked)
+        other = yield Query(state.x, state.t, state.masked, conditional=False)
+        law = self.guided_law(state, p1, other, s)
+        state.draw(finish(law, guide_law(p1, other, self.weight), s), draws, self.path.source.mask_id)
+        state.advance(s, self.grid[-1])
+
+    def guided_law(self, state: FlowState, p1: Tensor, other: Tensor, s: Tensor) -> Tensor:
+        """[B, L, V] from the conditional and the unconditional posterior [B, L, V]."""
+        if self.place == "law":
+            return guide_law(self.law(state, p1, s), self.law(state, other, s), self.weight)
+        conditional, unconditional = self.rates(state, p1), self.rates(state, other)
+        renormalise = self.place == "rates-renormalised"
+        rates = guide_rates(conditional, unconditional, state.x, self.weight, renormalise)
+        return euler_law(state.x, free_rates(rates, state), s - state.t)

@@ -75,7 +75,7 @@ class SelfSpeculativeDecoder(Decoder):
         acceptance, down to plain next-token rows where drafting does not pay.
     draft: where drafts come from: "mask" rows; "prompt_lookup", what followed the last tokens when they occurred before,
         which needs no mask token and no training; "both", whichever promises more accepted tokens; or a DraftSource of
-        one's own (:mod:`sbd.lossless.drafts`), the class or "package.module.Class", with "mask+" before it for both.
+        one's own (:mod:`sbd.lossless.drafts`), the class or "module:Class", with "mask+" before it for both.
     mask_token_id: by default the one that the model's generation config names.
 
     Greedy text equals ``model.generate(do_sample=False)`` up to floating-point ties. Sampled text has the same

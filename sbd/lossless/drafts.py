@@ -101,15 +101,15 @@ SOURCES: dict[str, tuple[Callable[[], DraftSource], ...]] = {
 
 
 def draft_sources(draft: str | Callable[[], DraftSource]) -> tuple[Callable[[], DraftSource], ...]:
-    """What makes the sources that ``draft`` asks for: a name, "package.module.Class" of one's own, or the class itself.
+    """What makes the sources that ``draft`` asks for: a name, "module:Class" of one's own, or the class itself.
 
-    Names joined by "+" are asked together: "mask+package.module.Class". Raises ValueError for what is none of these.
+    Names joined by "+" are asked together: "mask+module:Class". Raises ValueError for what is none of these.
     """
     if callable(draft):
         return (draft,)
     makers: list[Callable[[], DraftSource]] = []
     for name in draft.split("+") if isinstance(draft, str) else [draft]:
-        if isinstance(name, str) and "." in name:
+        if isinstance(name, str) and ":" in name:
             makers.append(named_object("draft", name))
         else:
             check_choice("draft", name, SOURCES)

@@ -11,8 +11,10 @@ from benchmarks.command import main
 from benchmarks.figures import plot_curves
 from benchmarks.flow import euler, fit, judging, likelihood, peer, sweep
 from benchmarks.flow.task import complete, judge_completions, make_task
-from dfm import FittedSchedule, FlowDecoder, UniformSource
-from dfm.traits import FlowTraits
+from dfm import FlowDecoder
+from dfm.flow_config import FlowTraits
+from dfm.paths.fit import FittedSchedule
+from dfm.paths.sources import UniformSource
 from eval.additions import Addition
 from tests.conftest import MASK, build
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from decoding.forward.noise_level import LEVELS, NONE, add_noise_level_rows, level_features
-from dfm.schedulers import Scheduler
-from dfm.traits import FlowTraits, ids_without_text
+from dfm.flow_config import FlowTraits, ids_without_text
+from dfm.paths.schedulers import Scheduler
 from tests.conftest import MASK, build
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from dfm import FlowDecoder
-from dfm.named_samplers import SAMPLERS
+from dfm.samplers import SAMPLERS
 
 
 def flow(sampler: str, steps: int | None = 5, **settings) -> FlowDecoder:

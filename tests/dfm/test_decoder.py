@@ -8,18 +8,20 @@ from transformers import GenerationConfig
 
 from decoding.rules import ConfidenceThreshold, EntropyBound, TopK
 from decoding.sampling import TokenLaw
-from dfm import Draws, FlowDecoder, FlowState, Posterior, run_step
-from dfm.draws import LikeliestDraws
-from dfm.named_samplers import SAMPLERS, ranks_positions
-from dfm.traits import FlowTraits
+from dfm import FlowDecoder
+from dfm.draws import Draws, LikeliestDraws
+from dfm.flow_config import FlowTraits
+from dfm.samplers import SAMPLERS
+from dfm.sampling.loop import Posterior, run_step
+from dfm.sampling.state import FlowState
 from sbd import SetBlockDecoder
 from tests.conftest import MASK, VOCAB, RecordingStreamer
 from tests.dfm.networks import BlockCausal, uniform_model
 from tests.dfm.runs import first_seed, flow, generate
 
 DOUBLE = torch.float64
-MASK_SAMPLERS = [name for name, named in SAMPLERS.items() if "mask" in named.sources]
-UNIFORM_SAMPLERS = [name for name, named in SAMPLERS.items() if "uniform" in named.sources]
+MASK_SAMPLERS = [name for name, kind in SAMPLERS.items() if "mask" in kind.sources]
+UNIFORM_SAMPLERS = [name for name, kind in SAMPLERS.items() if "uniform" in kind.sources]
 
 
 def uncached(model, decoder: FlowDecoder, text: list[int], count: int, seed: int, do_sample: bool):
@@ -29,7 +31,7 @@ def uncached(model, decoder: FlowDecoder, text: list[int], count: int, seed: int
     source = traits.make_source(model.config.vocab_size, MASK)
     path, sampler = decoder._make(source, decoder.block_size)
     while len(text) < wanted:
-        greedy = not do_sample and ranks_positions(sampler)
+        greedy = not do_sample and sampler.ranks_positions
         network = BlockCausal(model, text, traits, path.scheduler)
         posterior = Posterior(network, source, temperature=1.0 if do_sample or greedy else 0.0)
         x = torch.zeros(1, decoder.block_size, dtype=torch.long)

@@ -7,10 +7,11 @@ import torch
 
 from decoding.forward.noise_level import add_noise_level_rows
 from decoding.training.packed import Packing, target_mask
-from dfm import BatchDraws, FlowDecoder, FlowObjective
-from dfm.losses import generalised_kl
+from dfm import FlowDecoder, FlowObjective
+from dfm.draws import BatchDraws
+from dfm.flow_config import FlowTraits, ids_without_text
 from dfm.networks import Bidirectional
-from dfm.traits import FlowTraits, ids_without_text
+from dfm.rates.losses import generalised_kl
 from sbd import SetBlockObjective
 from tests.conftest import MASK, VOCAB, build
 from tests.dfm.networks import BlockCausal, uniform_model

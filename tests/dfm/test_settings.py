@@ -1,15 +1,20 @@
 """FlowDecoder's names, schedules and samplers of one's own, and what is refused."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from decoding import decoder_from_spec
 from decoding.rules import EntropyBound, TopK
-from dfm import ExactX1, FlowDecoder, MixturePath, PiecewiseLinearScheduler, time_grid
+from dfm import FlowDecoder, Query, Sampler
 from dfm.draws import LikeliestDraws
-from dfm.fit import FittedSchedule
-from dfm.named_samplers import named_scheduler
-from dfm.traits import FlowTraits
+from dfm.flow_config import FlowTraits
+from dfm.paths.fit import FittedSchedule
+from dfm.paths.mixture import MixturePath
+from dfm.paths.schedulers import PiecewiseLinearScheduler, named_scheduler
+from dfm.samplers.kernels import ExactX1, FrozenPass
+from dfm.sampling.grid import time_grid
 from tests.conftest import MASK, VOCAB
 from tests.dfm.networks import uniform_model
 from tests.dfm.runs import generate
@@ -43,6 +48,55 @@ def test_a_sampler_of_ones_own(shared_model, prompts):
 
     output = generate(shared_model("llama"), prompts(5), FlowDecoder(sampler=late, block_size=8), 8, True)
     assert output.forwards.item() == 2
+
+
+@dataclass(frozen=True)
+class LeftToRight(Sampler):
+    """Two tokens an evaluation, from the left."""
+
+    path: MixturePath
+
+    sources = ("mask",)
+    on_grid = False
+    keeps = True
+
+    def step(self, state, draws):
+        left = state.masked & state.free
+        first = left & (left.cumsum(-1) <= 2)
+        p1 = yield Query(state.x, state.t, state.masked, only=first)
+        state.write(draws.rows(p1, first), first)
+        state.done = state.done | ~(state.masked & state.free).any(-1)
+
+
+def test_a_sampler_class_of_ones_own(shared_model, prompts):
+    """From Python and as module:Class in a spec, without an edit anywhere; its traits count as those of the named ones."""
+    named = decoder_from_spec(f"dfm:block_size=8,sampler={__name__}:LeftToRight")
+    assert named == FlowDecoder(sampler=f"{__name__}:LeftToRight", block_size=8) and hash(named)
+    for decoder in (named, FlowDecoder(sampler=LeftToRight, block_size=8)):
+        output = generate(shared_model("llama"), prompts(5), decoder, 8, True)
+        assert output.trace[0] == [1, 1, 2, 2, 3, 3, 4, 4] and output.forwards.tolist() == [4]
+    with pytest.raises(ValueError, match="steps must be None for sampler '.*:LeftToRight', which counts its own"):
+        decoder_from_spec(f"dfm:steps=4,sampler={__name__}:LeftToRight")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("no_such_module:Sampler", "sampler 'no_such_module:Sampler' cannot be imported: No module named"),
+        (
+            "dfm.samplers.kernels:Exact",
+            "sampler 'dfm.samplers.kernels:Exact' cannot be imported: .* no attribute 'Exact'",
+        ),
+        ("dfm.samplers.kernels:", "sampler must be written module:Name, got 'dfm.samplers.kernels:'"),
+        ("dfm.sampling.grid:time_grid", "sampler must be a subclass of dfm.Sampler, got 'dfm.sampling.grid:time_grid'"),
+        ("dfm.samplers.ranked:LooGibbs", "sampler must be one for path 'mask'; LooGibbs is for 'uniform'"),
+        (FrozenPass, "sampler must be one for path 'mask'; FrozenPass is for no path by itself"),
+        (int, "sampler must be a subclass of dfm.Sampler, got <class 'int'>"),
+    ],
+)
+def test_a_sampler_class_that_does_not_fit(sampler, message):
+    with pytest.raises(ValueError, match=message):
+        FlowDecoder(sampler=sampler)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dfm.draws import Draws
-from dfm.paths import Path
-from dfm.samplers.grid import finish
-from dfm.samplers.loop import run_step
-from dfm.samplers.state import FlowState
+from dfm.paths.path import Path
+from dfm.sampling.grid import finish
+from dfm.sampling.loop import run_step
+from dfm.sampling.state import FlowState
 
 
 def dirichlet(count: int, seed: int = 0, concentration: float = 1.0) -> Tensor:

@@ -1,0 +1,56 @@
+"""How a model was trained to denoise, as its configuration says: what decoders must do alike."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from decoding.checks import check_choice
+from decoding.forward.noise_level import noise_level_ids
+from dfm.paths.sources import MaskSource, Source, UniformSource
+
+SOURCES = ("mask", "uniform")
+
+
+@dataclass(frozen=True)
+class FlowTraits:
+    """What ``model.config.flow`` holds; the defaults are those of a model with mask rows, as set-block training leaves it.
+
+    source: "mask" or "uniform". shift: row i - 1 predicts token i. excluded: ids that are no text, so never
+    drawn and never predicted.
+    block_sizes: sizes of the blocks it was trained with; None if on whole texts, seen in both directions.
+    """
+
+    source: str = "mask"
+    shift: bool = False
+    excluded: tuple[int, ...] = ()
+    block_sizes: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        check_choice("source", self.source, SOURCES)
+        object.__setattr__(self, "excluded", tuple(self.excluded))
+        if self.block_sizes is not None:
+            object.__setattr__(self, "block_sizes", tuple(self.block_sizes))
+
+    @classmethod
+    def of(cls, config: Any) -> "FlowTraits":
+        """From a model's configuration."""
+        values: Mapping | None = getattr(config, "flow", None)
+        return cls() if values is None else cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that ``model.config`` keeps."""
+        return asdict(self)
+
+    def make_source(self, vocab_size: int, mask_token_id: int | None) -> Source:
+        """The source of noise, for a vocabulary of ``vocab_size``."""
+        if self.source == "mask":
+            return MaskSource(vocab_size, mask_token_id)
+        return UniformSource(vocab_size, self.excluded)
+
+
+def ids_without_text(model) -> list[int]:
+    """Ids that no text holds: mask token, padding (unless it also ends texts), and the rows of the noise level."""
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ids = {getattr(config, "mask_token_id", None), config.pad_token_id} - {None, *ends}
+    return sorted(ids | set(noise_level_ids(model)))

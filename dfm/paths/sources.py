@@ -1,0 +1,118 @@
+"""Sources: what the text x0 at time 0 is, before any of it is data (arXiv 2407.15595)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoding.checks import check_count
+from dfm.draws import Draws
+
+
+class Source(ABC):
+    """The law of x0. ``mask_id`` is the id of the mask token if that is what the source consists of."""
+
+    vocab_size: int
+    mask_id: int | None = None
+
+    @abstractmethod
+    def probabilities(self, like: Tensor) -> Tensor:
+        """The law p of one token of x0, [V], in the dtype and on the device of ``like``; the tokens are independent."""
+
+    def sample(self, x1: Tensor, draws: Draws) -> Tensor:
+        """x0 [B, L] for the data ``x1`` [B, L]."""
+        return self.fill(x1, torch.ones_like(x1, dtype=torch.bool), draws)
+
+    def fill(self, x: Tensor, free: Tensor, draws: Draws) -> Tensor:
+        """The text ``x`` [B, L], its positions ``free`` [B, L] bool drawn from the source: where sampling starts."""
+        law = self.probabilities(torch.empty(0, dtype=torch.float64, device=x.device))
+        return torch.where(free, draws.unigram(law, free), x)
+
+
+def check_mask(source: Source, wanted: bool) -> None:
+    """Raise ValueError unless the source has a mask token, or has none."""
+    if (source.mask_id is not None) != wanted:
+        raise ValueError(f"source must have {'a' if wanted else 'no'} mask token here, got {source}")
+
+
+@dataclass(frozen=True)
+class MaskSource(Source):
+    """Every position is the mask token: p = delta_m."""
+
+    vocab_size: int
+    mask_id: int
+
+    def __post_init__(self):
+        check_count("vocab_size", self.vocab_size)
+        check_count("mask_id", self.mask_id, 0, self.vocab_size - 1)
+
+    def probabilities(self, like: Tensor) -> Tensor:
+        law = like.new_zeros(self.vocab_size)
+        law[self.mask_id] = 1
+        return law
+
+    def fill(self, x: Tensor, free: Tensor, draws: Draws) -> Tensor:
+        return torch.where(free, self.mask_id, x)
+
+
+@dataclass(frozen=True)
+class UniformSource(Source):
+    """Every token is equally likely, but for the ids in ``excluded`` (special tokens), which never occur."""
+
+    vocab_size: int
+    excluded: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        check_count("vocab_size", self.vocab_size)
+        object.__setattr__(self, "excluded", tuple(self.excluded))
+        for token in self.excluded:
+            check_count("excluded", token, 0, self.vocab_size - 1)
+        if len(set(self.excluded)) == self.vocab_size:
+            raise ValueError(f"excluded must leave at least one of {self.vocab_size} ids, got {self.excluded}")
+
+    def probabilities(self, like: Tensor) -> Tensor:
+        law = like.new_ones(self.vocab_size)
+        law[list(self.excluded)] = 0
+        return law / law.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class UnigramSource(Source):
+    """Any law of one token, [V]; normalised here. ValueError for negative numbers or a sum of zero."""
+
+    law: Tensor
+
+    def __post_init__(self):
+        if self.law.dim() != 1 or bool((self.law < 0).any()) or not self.law.sum() > 0:
+            raise ValueError(f"law must be [V] numbers of at least 0 with a sum above 0, got {self.law}")
+        object.__setattr__(self, "law", self.law.double() / self.law.double().sum())
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.law)
+
+    def probabilities(self, like: Tensor) -> Tensor:
+        return self.law.to(like)
+
+
+@dataclass(frozen=True)
+class CouplingSource(Source):
+    """x0 drawn together with x1: ``coupling(x1, draws) -> x0``.
+
+    It has no law of one token, so only what needs none works with it: the forward velocity and kernel, training.
+    Sampling starts from the text as it is given, which must be an x0.
+    """
+
+    vocab_size: int
+    coupling: Callable[[Tensor, Draws], Tensor]
+
+    def probabilities(self, like: Tensor) -> Tensor:
+        raise ValueError("source must have independent tokens here, got CouplingSource")
+
+    def sample(self, x1: Tensor, draws: Draws) -> Tensor:
+        return self.coupling(x1, draws)
+
+    def fill(self, x: Tensor, free: Tensor, draws: Draws) -> Tensor:
+        return x
