@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from decoding.jsonl import read_jsonl
+
 
 def request_key(*parts: Any) -> str:
     """A hash of everything that decides a request's answer; ``parts`` must be JSON values."""
@@ -40,13 +42,10 @@ class Finished:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = True
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-                whole = line.endswith("\n")
-                try:
-                    record = json.loads(line)
+            for _, record in read_jsonl("finished", self.path, skip_broken=True):
+                if isinstance(record, dict) and "key" in record:
                     self.records[record["key"]] = record
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    continue
+            whole = self.path.read_bytes()[-1:] in (b"", b"\n")
         if not whole:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")

@@ -1,10 +1,10 @@
 """``report.md``: for every sweep in a folder its command, its tables and its figures."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from decoding.jsonl import read_jsonl
 from eval.plots import plot_acceptance, plot_speed_quality
 from eval.summary import Figure, Point, summarise
 from eval.tables import markdown_table
@@ -28,7 +28,7 @@ def write_report(folder: Path) -> Path:
     """
     text, drawn = TITLE, set()
     for path in sorted(folder.glob("*.jsonl")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [row for _, row in read_jsonl("sweep", path)]
         points = summarise(rows)
         figures = {"Quality against speed": (plot_speed_quality, "speed-quality")}
         if any(point.acceptance for point in points):

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from decoding.jsonl import read_jsonl
 from eval.additions import additions
 from eval.python_source import library_pieces
 
@@ -33,9 +34,9 @@ def write_corpus(folder: Path, num_additions: int = 30_000, num_held_out: int = 
         _write(folder / f"additions-{split}.jsonl", (p.prompt + p.solution for p in problems))
         _write(folder / f"additions-brief-{split}.jsonl", (p.prompt + p.brief_solution for p in problems))
     texts = [
-        json.loads(line)["text"]
+        record["text"]
         for name in ("python", "additions-brief")
-        for line in (folder / f"{name}-train.jsonl").open()
+        for _, record in read_jsonl("folder", folder / f"{name}-train.jsonl")
     ]
     train_tokenizer(texts).save_pretrained(folder / "tokenizer")
 

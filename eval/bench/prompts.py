@@ -1,10 +1,10 @@
 """Held-out prompts of the embedded model's two domains."""
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from decoding.jsonl import read_jsonl
 from eval.additions import Addition, additions
 from eval.python_source import library_pieces
 
@@ -45,10 +45,13 @@ def held_out_python(tokenizer, count: int, prompt_tokens: int = 48, max_new_toke
 
 def texts_of_a_file(tokenizer, path: Path, count: int, prompt_tokens: int = 16, max_new_tokens: int = 96) -> PromptSet:
     """The first tokens of the ``text`` fields of a JSONL file."""
-    try:
-        texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"prompts {str(path)!r}: every line must be a JSON object with a field 'text'") from None
+    texts = []
+    for number, record in read_jsonl("prompts", path):
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise ValueError(
+                f"prompts: line {number} of {str(path)!r} must be a JSON object with a text in the field 'text'"
+            )
+        texts.append(record["text"])
     encoded = [tokenizer(text)["input_ids"] for text in texts]
     return PromptSet(
         path.stem, [ids[:prompt_tokens] for ids in encoded if len(ids) > prompt_tokens][:count], max_new_tokens

@@ -7,11 +7,11 @@ A data folder looks like this; each file is the authors' own:
     gsm8k/train.jsonl, test.jsonl
 """
 
-import gzip
 import json
 import os
 from pathlib import Path
 
+from decoding.jsonl import read_jsonl
 from eval.tasks.plus import differential_test, restore_types
 
 Splits = dict[str, list[dict]]  # split name: records
@@ -32,9 +32,11 @@ def find_data(folder: str | Path | None = None) -> Path | None:
 
 
 def read(path: Path) -> list[dict]:
-    """The records of a .json, .jsonl or .jsonl.gz file."""
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    """The records of a .json, .jsonl or .jsonl.gz file; raises FileNotFoundError if there is none."""
+    path.stat()
+    if path.suffix == ".json":
+        return json.loads(path.read_bytes())
+    return [record for _, record in read_jsonl("data", path)]
 
 
 def humaneval(folder: Path) -> Splits:

@@ -77,6 +77,12 @@ def test_the_table_has_scores_and_speed_ups_and_their_mean_over_tasks(table_one)
     assert "ntp = `build/ntp`, sbd = `build/sbd`" in text and "The first 10 problems" in text
 
 
+def test_a_row_ends_at_a_newline_alone(tmp_path):
+    row = line("ntp", "ntp", "additions", 0.8, 1.0, command="setflow eval --model a\u2028b")
+    (tmp_path / "one.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert "setflow eval --model a\u2028b" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
 def test_every_sweep_has_a_section_and_other_pictures_are_shown(table_one):
     write(table_one, "again", line("m", "ntp", "additions", 1.0, 1.0, command="another"))
     (table_one / "trace.svg").write_text("<svg/>")
