@@ -18,7 +18,7 @@ from decoding.forward.mask_token import find_mask_token
 from decoding.forward.noise_level import NONE, noise_levels, with_noise_level
 from decoding.forward.visibility import Visibility
 from decoding.training.blocks import BlockGrid, set_block_visibility
-from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from dfm.draws import BatchDraws
 from dfm.infilling import draw_outside_span, draw_prefix, draw_share
 from dfm.losses import generalised_kl, stratified_times
@@ -112,10 +112,10 @@ class FlowObjective:
 
     def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = batch["input_ids"]
-        packing = Packing.of(batch["document_ids"])
-        wanted = target_mask(batch, packing)
-        blocks, path = self._blocks(packing, wanted), self.path(model)
-        noisy = self._noise(tokens, packing, wanted, blocks, path)
+        packing = Packing.from_document_ids(batch["document_ids"])
+        loss_mask = find_loss_mask(batch, packing)
+        blocks, path = self._blocks(packing, loss_mask), self.path(model)
+        noisy = self._noise(tokens, packing, loss_mask, blocks, path)
         states, clean = self._run(model, packing, blocks, noisy, path)
 
         losses = self._losses(model, states, noisy, path)
@@ -124,23 +124,23 @@ class FlowObjective:
         total, count = losses.sum(), int(labels)
         metrics = {"flow_loss": (losses.sum() / labels).detach()}
         if clean is not None and self.ntp_weight:
-            rows = next_token_targets(packing, wanted)
+            rows = next_token_rows(packing, loss_mask)
             ntp = row_losses(model, clean[rows], tokens.roll(-1, dims=1)[rows])
             metrics["ntp_loss"] = ntp.detach().mean()
             total, count = total + self.ntp_weight * ntp.sum(), count + ntp.numel()
-        metrics["labels"] = count
+        metrics["num_targets"] = count
         return total / max(1, count), metrics
 
-    def _blocks(self, packing: Packing, wanted: Tensor) -> BlockGrid | None:
+    def _blocks(self, packing: Packing, loss_mask: Tensor) -> BlockGrid | None:
         if self.block_sizes is None:
             return None
         size = self.block_sizes[int(torch.randint(len(self.block_sizes), ()))]
-        return BlockGrid.of(packing, wanted, size, self.phase)
+        return BlockGrid.from_packing(packing, loss_mask, size, self.phase)
 
-    def _noise(self, tokens, packing: Packing, wanted: Tensor, blocks: BlockGrid | None, path) -> NoisyBatch:
+    def _noise(self, tokens, packing: Packing, loss_mask: Tensor, blocks: BlockGrid | None, path) -> NoisyBatch:
         """Draw times, what is given, and X_t."""
         draws = BatchDraws(torch.default_generator)
-        free = wanted & (packing.index > self._start(packing))
+        free = loss_mask & (packing.index > self._start(packing))
         if self.given != "none":
             free = free & ~GIVEN[self.given](~packing.is_padding, draws)
         times = stratified_times(len(tokens), torch.default_generator, 1.0)[:, None].to(tokens.device)

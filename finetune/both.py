@@ -48,7 +48,7 @@ class SetBlockResampleObjective:
         for objective, part in parts:
             if part.stop > part.start:
                 loss, found = objective(model, {name: values[part] for name, values in batch.items()})
-                total = total + loss * found["labels"]
-                labels += found.pop("labels")
+                total = total + loss * found["num_targets"]
+                labels += found.pop("num_targets")
                 metrics |= found
-        return total / max(1, labels), metrics | {"labels": labels}
+        return total / max(1, labels), metrics | {"num_targets": labels}

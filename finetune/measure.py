@@ -10,7 +10,7 @@ from decoding import decoder_from_spec, find_mask_token
 from decoding.checks import check_count
 from decoding.forward.mask_token import has_mask_token
 from decoding.training.blocks import BlockGrid, set_block_visibility
-from decoding.training.packed import Packing, target_mask
+from decoding.training.packed import Packing, find_loss_mask
 from sbd.objective import run_copies
 
 CHUNK = 512  # rows whose laws are held at once
@@ -71,7 +71,7 @@ def objective_losses(model, objective, batches: list[dict[str, Tensor]]) -> dict
         torch.manual_seed(0)
         for batch in batches:
             loss, metrics = objective(model, batch)
-            count = metrics.pop("labels", 1)
+            count = metrics.pop("num_targets", 1)
             labels += count
             for name, value in {"objective_loss": loss, **metrics}.items():
                 if torch.isfinite(torch.as_tensor(value)):
@@ -90,14 +90,14 @@ def acceptance_by_offset(model, batches: list[dict[str, Tensor]], block_size: in
     sums, counts = torch.zeros(block_size), torch.zeros(block_size)
     for batch in batches:
         tokens = batch["input_ids"]
-        packing = Packing.of(batch["document_ids"])
-        wanted = target_mask(batch, packing)
-        blocks = BlockGrid.of(packing, wanted, block_size)
-        rows = torch.cat([tokens, tokens.masked_fill(wanted, mask_id)], dim=1)
+        packing = Packing.from_document_ids(batch["document_ids"])
+        loss_mask = find_loss_mask(batch, packing)
+        blocks = BlockGrid.from_packing(packing, loss_mask, block_size)
+        rows = torch.cat([tokens, tokens.masked_fill(loss_mask, mask_id)], dim=1)
         visibility = set_block_visibility(packing, blocks)
         hidden = run_copies(model, rows, packing.position.repeat(1, 2), visibility, tokens.shape[1])
         clean, masked = hidden.chunk(2, dim=1)
-        chosen = wanted & (packing.position > 0)
+        chosen = loss_mask & (packing.position > 0)
         offsets = (packing.index - blocks.start)[chosen]
         pairs = zip(clean.roll(1, dims=1)[chosen].split(CHUNK), masked[chosen].split(CHUNK), strict=True)
         overlap = torch.cat([_overlap(head(p), head(q), mask_id) for p, q in pairs])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 
-from decoding.training.packed import Packing, target_mask
+from decoding.training.packed import Packing, find_loss_mask
 
 TRAINED_FILE = "trained.safetensors"  # of a checkpoint of which most weights are frozen
 
@@ -19,10 +19,10 @@ TRAINED_FILE = "trained.safetensors"  # of a checkpoint of which most weights ar
 class ObjectiveTrainer(Trainer):
     """A Trainer whose loss is ``objective(model, batch) -> (loss, metrics)``; metrics are averaged into its logs.
 
-    The loss of a step is the mean over the labels of all its micro-batches on all processes, whatever their number. For
-    that an objective says in ``metrics["labels"]`` over how many labels its loss is the mean; one that does not say is
-    taken to mean over the target tokens of its batch. Random masks depend on the seed, the step, the micro-batch and
-    the process alone, so neither resuming nor evaluating changes them.
+    The loss of a step is the mean over the targets of all its micro-batches on all processes, whatever their number. For
+    that an objective says in ``metrics["num_targets"]`` over how many its loss is the mean; one that does not say is
+    taken to mean over the tokens of its batch that are to be learned. Random masks depend on the seed, the step, the
+    micro-batch and the process alone, so neither resuming nor evaluating changes them.
 
     Evaluation always measures the next-token loss (``evaluation_objective``), so that every method is judged alike, and
     logs what ``measure(model)`` returns. Checkpoints hold only what is trained.
@@ -67,7 +67,7 @@ class ObjectiveTrainer(Trainer):
                 f"training.max_grad_norm; checkpoints of earlier steps are in {self.args.output_dir}"
             )
         targets = _count_targets(inputs)
-        labels = metrics.pop("labels", targets)
+        labels = metrics.pop("num_targets", targets)
         if not self._can_rescale:
             labels = targets
         for name, value in metrics.items():
@@ -167,4 +167,4 @@ def _forward_runs(objective, model):
 
 
 def _count_targets(batch: dict[str, Tensor]) -> Tensor:
-    return target_mask(batch, Packing.of(batch["document_ids"])).sum()
+    return find_loss_mask(batch, Packing.from_document_ids(batch["document_ids"])).sum()

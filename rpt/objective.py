@@ -13,7 +13,7 @@ from decoding.forward.attention import run_trunk
 from decoding.forward.gating import marked_offsets
 from decoding.forward.visibility import Visibility
 from decoding.previous import ResampleConfig
-from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from rpt.branches import Branches
 from rpt.offset_code import attach_offset_code
 from rpt.permutation import Reordered, WindowPermuter
@@ -21,7 +21,7 @@ from rpt.permutation import Reordered, WindowPermuter
 
 @dataclass(frozen=True)
 class ResampleObjective(ResampleConfig):
-    """Mean cross-entropy in nats of all rows that have a wanted target, each row weighing the same.
+    """Mean cross-entropy in nats of all rows whose target is to be learned, each row weighing the same.
 
     Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`, on a model that
     ``prepare`` gave an offset code. The fields are those of ResampleConfig. Metrics: ``ntp_loss`` of rows with offset 1,
@@ -42,33 +42,34 @@ class ResampleObjective(ResampleConfig):
             model.config.resample = self.as_dict()
 
     def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        packing = Packing.of(batch["document_ids"])
-        wanted = target_mask(batch, packing)
+        packing = Packing.from_document_ids(batch["document_ids"])
+        loss_mask = find_loss_mask(batch, packing)
         if self.layout == "branches":
-            losses, offset = self.branch_losses(model, batch["input_ids"], packing, wanted)
+            losses, offset = self.branch_losses(model, batch["input_ids"], packing, loss_mask)
         else:
-            order = WindowPermuter(self)(packing, wanted)
-            losses, offset = self.losses(model, batch["input_ids"], packing, wanted, order)
+            order = WindowPermuter(self)(packing, loss_mask)
+            losses, offset = self.losses(model, batch["input_ids"], packing, loss_mask, order)
         loss = losses.sum() / max(1, losses.numel())
-        metrics = {"labels": losses.numel()}
+        metrics = {"num_targets": losses.numel()}
         for name, rows in (("ntp", offset == 1), ("ptp", offset < 0), ("skip", offset > 1)):
             if rows.any():
                 metrics[f"{name}_loss"] = losses.detach()[rows].mean()
         return loss, metrics
 
     def losses(
-        self, model, tokens: Tensor, packing: Packing, wanted: Tensor, order: Reordered
+        self, model, tokens: Tensor, packing: Packing, loss_mask: Tensor, order: Reordered
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropies in nats [N] of the rows of an order that have a wanted target, and their offsets [N]."""
+        """Cross-entropies in nats [N] of the rows of an order whose target is in ``loss_mask`` [B, L], and their
+        offsets [N]."""
         hidden = self.trunk(model, tokens, packing, order)
         target = order.tau.clamp_max(tokens.shape[1] - 1)
-        rows = order.has_target & wanted.gather(1, target)
+        rows = order.has_target & loss_mask.gather(1, target)
         labels = tokens.gather(1, target)[rows]
         return row_losses(model, hidden[rows], labels), order.offset[rows]
 
-    def branch_losses(self, model, tokens: Tensor, packing: Packing, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def branch_losses(self, model, tokens: Tensor, packing: Packing, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
         """The same of a plain text and of the branches beside it."""
-        branches = Branches.draw(self, packing, wanted)
+        branches = Branches.draw(self, packing, loss_mask)
         length, causal = tokens.shape[1], Visibility.causal(packing.index, packing.start)
         with marked_offsets(torch.cat([torch.ones_like(tokens), branches.offset], dim=1)):
             hidden = run_trunk(
@@ -79,21 +80,21 @@ class ResampleObjective(ResampleConfig):
                 length + branches.token.shape[1],
             )
         text, last = hidden[:, :length], hidden[:, length:].unflatten(1, (-1, self.window - 1))[:, :, -1]
-        next_rows = next_token_targets(packing, wanted)
+        next_rows = next_token_rows(packing, loss_mask)
         rows = torch.cat([text[next_rows], last[branches.is_real]])
-        labels = torch.cat([tokens.roll(-1, dims=1)[next_rows], tokens.gather(1, branches.place)[branches.is_real]])
+        labels = torch.cat([tokens.roll(-1, dims=1)[next_rows], tokens.gather(1, branches.index)[branches.is_real]])
         offset = torch.full_like(labels, 1)
         offset[next_rows.sum() :] = 1 - self.window
         return row_losses(model, rows, labels), offset
 
     def trunk(self, model, tokens: Tensor, packing: Packing, order: Reordered) -> Tensor:
         """Hidden states [B, L, D] of the rows of an order."""
-        place = order.sigma if self.rope_index == "token" else packing.index
+        index = order.sigma if self.rope_index == "token" else packing.index
         with marked_offsets(order.offset):
             return run_trunk(
                 model,
                 tokens.gather(1, order.sigma),
-                place - packing.start,
+                index - packing.start,
                 Visibility.causal(packing.index, packing.start),
                 tokens.shape[1],
             )

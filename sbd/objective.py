@@ -18,7 +18,7 @@ from decoding.forward.gating import marked_block_rows
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.visibility import Visibility
 from decoding.training.blocks import BlockGrid, set_block_visibility
-from decoding.training.packed import Packing, in_chunks, next_token_targets, row_losses, target_mask
+from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_token_rows, row_losses
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class SetBlockObjective:
 
     def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = batch["input_ids"]
-        packing = Packing.of(batch["document_ids"])
-        wanted = target_mask(batch, packing)
-        blocks = BlockGrid.of(packing, wanted, self._draw_block_size(), self.phase)
-        masked = self.draw_masks(blocks) & wanted
-        copies = [masked, ~masked & wanted] if self.complement else [masked]
+        packing = Packing.from_document_ids(batch["document_ids"])
+        loss_mask = find_loss_mask(batch, packing)
+        blocks = BlockGrid.from_packing(packing, loss_mask, self._draw_block_size(), self.phase)
+        masked = self.draw_masks(blocks) & loss_mask
+        copies = [masked, ~masked & loss_mask] if self.complement else [masked]
 
         mask_id = find_mask_token(model, self.mask_token_id)
         rows = torch.cat([tokens, *(tokens.masked_fill(mask, mask_id) for mask in copies)], dim=1)
@@ -84,12 +84,12 @@ class SetBlockObjective:
         )
         clean, *noisy = hidden.split(tokens.shape[1], dim=1)
 
-        next_rows = next_token_targets(packing, wanted & (not self.gated))
+        next_rows = next_token_rows(packing, loss_mask & (not self.gated))
         ntp = row_losses(model, clean[next_rows], tokens.roll(-1, dims=1)[next_rows])
         matp, divergence = self._masked_losses(model, tokens, clean, noisy, copies, packing)
         count = max(1, ntp.numel() + matp.numel())
         loss = (self.ntp_weight * ntp.sum() + self.matp_weight * matp.sum()) / count
-        metrics = {"matp_loss": matp.detach().mean(), "labels": count}
+        metrics = {"matp_loss": matp.detach().mean(), "num_targets": count}
         if not self.gated:
             metrics["ntp_loss"] = ntp.detach().mean()
         if self.distill:

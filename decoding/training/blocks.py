@@ -11,19 +11,24 @@ from decoding.training.packed import Packing
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """The block [start, end) of every token of a packed row, both [B, L]; no block crosses a document."""
+    """The block of every token of a packed row: indices [start, end), both [B, L]. No block crosses a document."""
 
     size: int
     start: Tensor
     end: Tensor
 
     @classmethod
-    def of(cls, packing: Packing, wanted: Tensor, size: int, phase: str = "document") -> "BlockGrid":
+    def from_packing(cls, packing: Packing, loss_mask: Tensor, size: int, phase: str = "document") -> "BlockGrid":
+        """Blocks of ``size`` tokens, the last of a document shorter.
+
+        phase: where the grid starts: at each "document", at a "random" offset to it, or for "response" also anew
+            wherever ``loss_mask`` [B, L] bool changes.
+        """
         segment_start, segment_end = packing.start, packing.end
         if phase == "response":
-            # A segment is a run of equal `wanted` inside a document: give each run an id and bound it like a document.
-            run = (wanted.long().diff(dim=1, prepend=wanted[:, :1].long()) != 0).cumsum(1)
-            runs = Packing.of(torch.where(packing.is_padding, -1, packing.start * (run.max() + 1) + run))
+            # A segment is a run of equal `loss_mask` inside a document: give each run an id and bound it like a document.
+            run = (loss_mask.long().diff(dim=1, prepend=loss_mask[:, :1].long()) != 0).cumsum(1)
+            runs = Packing.from_document_ids(torch.where(packing.is_padding, -1, packing.start * (run.max() + 1) + run))
             segment_start, segment_end = runs.start, runs.end
         # A shifted grid has a first block of `shift` tokens; counting from shift - size lets one formula serve both.
         shift = int(torch.randint(size, ())) if phase == "random" else 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoding.forward.noise_level import add_noise_level_rows
-from decoding.training.packed import Packing, target_mask
+from decoding.training.packed import Packing, find_loss_mask
 from dfm import BatchDraws, FlowDecoder, FlowObjective
 from dfm.losses import generalised_kl
 from dfm.networks import Bidirectional
@@ -37,10 +37,10 @@ BATCH = batch_of((10, 14), (7, 9), (24,))
 def parts(objective: FlowObjective, model, batch, seed: int = 1):
     """(packing, blocks, noisy, states, clean) as the objective computes them."""
     torch.manual_seed(seed)
-    packing = Packing.of(batch["document_ids"])
-    wanted = target_mask(batch, packing)
-    blocks, path = objective._blocks(packing, wanted), objective.path(model)
-    noisy = objective._noise(batch["input_ids"], packing, wanted, blocks, path)
+    packing = Packing.from_document_ids(batch["document_ids"])
+    loss_mask = find_loss_mask(batch, packing)
+    blocks, path = objective._blocks(packing, loss_mask), objective.path(model)
+    noisy = objective._noise(batch["input_ids"], packing, loss_mask, blocks, path)
     return packing, blocks, noisy, *objective._run(model, packing, blocks, noisy, path)
 
 
@@ -155,7 +155,7 @@ def test_the_loss_is_the_mean_over_its_labels(source):
         torch.manual_seed(1)
         value, metrics = objective(model, BATCH)
         assert torch.allclose(value.double(), (flow + 0.5 * ntp.sum()).double() / (count + ntp.numel()), atol=1e-5)
-        assert metrics["labels"] == count + ntp.numel()
+        assert metrics["num_targets"] == count + ntp.numel()
         assert torch.allclose(metrics["flow_loss"].double(), flow.double() / count, atol=1e-5)
         assert torch.allclose(metrics["ntp_loss"].double(), ntp.double().mean(), atol=1e-5)
 

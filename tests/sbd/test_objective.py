@@ -49,8 +49,8 @@ def fix_masks(monkeypatch, masks: torch.Tensor) -> None:
 
 
 def grid_of(batch_size: int, length: int, size: int) -> BlockGrid:
-    packing = Packing.of(torch.zeros(batch_size, length, dtype=torch.long))
-    return BlockGrid.of(packing, ~packing.is_padding, size)
+    packing = Packing.from_document_ids(torch.zeros(batch_size, length, dtype=torch.long))
+    return BlockGrid.from_packing(packing, ~packing.is_padding, size)
 
 
 # The loss
@@ -77,7 +77,7 @@ def test_loss_is_equation_14(shared_model, monkeypatch, seen):
 
 def test_only_wanted_tokens_are_masked_and_learned(shared_model, monkeypatch, seen):
     model, batch = shared_model("llama"), batch_of(12, padding=3)
-    batch["targets"] = (torch.arange(15) >= 7)[None]
+    batch["loss_mask"] = (torch.arange(15) >= 7)[None]
     fix_masks(monkeypatch, torch.ones(1, 15, dtype=torch.bool))
     SetBlockObjective(block_sizes=(4,))(model, batch)
     tokens = batch["input_ids"][0]
@@ -214,17 +214,17 @@ def test_ramp_of_blocks_of_one_token():
 
 def test_complement_makes_each_wanted_token_a_target_once(shared_model, seen):
     model, batch = shared_model("llama"), batch_of(11, 6, padding=3)
-    batch["targets"] = (torch.arange(20) % 5 != 1)[None]
-    wanted = (batch["targets"] & (batch["document_ids"] >= 0))[0]
+    batch["loss_mask"] = (torch.arange(20) % 5 != 1)[None]
+    loss_mask = (batch["loss_mask"] & (batch["document_ids"] >= 0))[0]
     torch.manual_seed(0)
     loss, metrics = SetBlockObjective(block_sizes=(4,), complement=True)(model, batch)
     first, second = seen["rows"][0][0, 20:].eq(MASK).split(20)
-    assert torch.equal(first ^ second, wanted) and not (first & second).any()
-    assert 0 < first.sum() < wanted.sum()
+    assert torch.equal(first ^ second, loss_mask) and not (first & second).any()
+    assert 0 < first.sum() < loss_mask.sum()
     (_, shifted), (_, aligned) = seen["losses"]
     tokens = batch["input_ids"][0]
     assert aligned.tolist() == tokens[first].tolist() + tokens[second].tolist()
-    count = len(shifted) + int(wanted.sum())
+    count = len(shifted) + int(loss_mask.sum())
     expected = (metrics["ntp_loss"] * len(shifted) + metrics["matp_loss"] * len(aligned)) / count
     torch.testing.assert_close(loss, expected)
 
@@ -238,7 +238,7 @@ def test_response_phase_masks_no_prompt_and_opens_a_block_at_its_end(shared_mode
 
     monkeypatch.setattr(SetBlockObjective, "draw_masks", draw_masks)
     batch = batch_of(14)
-    batch["targets"] = (torch.arange(14) >= 5)[None]
+    batch["loss_mask"] = (torch.arange(14) >= 5)[None]
     SetBlockObjective(block_sizes=(4,), phase="response")(shared_model("llama"), batch)
     assert grids[0].start[0, 5:].tolist() == [5, 5, 5, 5, 9, 9, 9, 9, 13]
     assert seen["rows"][0][0, 14:].eq(MASK).nonzero().flatten().tolist() == list(range(5, 14))
