@@ -15,10 +15,11 @@ from torch.nn.functional import cross_entropy
 from decoding.checks import check_choice, check_range
 from decoding.forward.attention import run_trunk
 from decoding.forward.mask_token import find_mask_token
-from decoding.forward.noise_level import NONE, noise_levels, with_noise_level
+from decoding.forward.noise_level import noise_levels, with_noise_level
 from decoding.forward.visibility import Visibility
-from decoding.training.blocks import BlockGrid, set_block_visibility
-from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
+from decoding.training.blocks import BlockGrid
+from decoding.training.copies import run_copies
+from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_token_rows, row_losses
 from dfm.draws import BatchDraws
 from dfm.infilling import draw_outside_span, draw_prefix, draw_share
 from dfm.losses import generalised_kl, stratified_times
@@ -164,16 +165,9 @@ class FlowObjective:
         """Hidden states [B, L, D] that predict each token, and those of the clean copy, None for whole texts."""
         levels = noise_levels(path.scheduler.kappa(noisy.time), ~noisy.free)
         if blocks is None:
-            rows, positions = noisy.noisy, packing.index if self.span == "row" else packing.position
-            visibility = self._whole_text(packing)
+            clean, states = None, self._run_whole_text(model, packing, noisy.noisy, levels)
         else:
-            rows, positions = torch.cat([noisy.clean, noisy.noisy], dim=1), packing.position.repeat(1, 2)
-            visibility = set_block_visibility(packing, blocks)
-            levels = torch.cat([torch.full_like(levels, NONE), levels], dim=1)
-        embeddings = with_noise_level(model, rows, levels)
-        hidden = run_trunk(model, rows, positions, visibility, rows.shape[1], embeddings=embeddings)
-        length = noisy.clean.shape[1]
-        clean, states = (None, hidden) if blocks is None else hidden.split(length, dim=1)
+            clean, states = run_copies(model, noisy.clean, [noisy.noisy], packing, blocks, levels=levels)
         if self.shift:
             states = states.roll(1, dims=1)
             if blocks is not None:
@@ -181,20 +175,29 @@ class FlowObjective:
                 states = torch.where(opens, clean.roll(1, dims=1), states)
         return states, clean
 
-    def _whole_text(self, packing: Packing) -> Visibility:
+    def _run_whole_text(self, model, packing: Packing, tokens: Tensor, levels: Tensor) -> Tensor:
+        """Hidden states [B, L, D] of rows that see their whole text in both directions."""
         start, nothing = self._start(packing), torch.zeros_like(packing.index)
-        count = (~packing.is_padding).sum(-1, keepdim=True)
-        end = torch.where(packing.is_padding, packing.index + 1, count) if self.span == "row" else packing.end
-        return Visibility(nothing, nothing, start, end, packing.index)
+        end, position = packing.end, packing.position
+        if self.span == "row":
+            count = (~packing.is_padding).sum(-1, keepdim=True)
+            end, position = torch.where(packing.is_padding, packing.index + 1, count), packing.index
+        visibility = Visibility(nothing, nothing, start, end, packing.index)
+        embeddings = with_noise_level(model, tokens, levels)
+        return run_trunk(model, tokens, position, visibility, tokens.shape[1], embeddings=embeddings)
 
     def _losses(self, model, states: Tensor, noisy: NoisyBatch, path: MixturePath) -> Tensor:
         """Losses [N] of the tokens that are asked for."""
-        logits = model.get_output_embeddings()(states[noisy.asked]).float()
-        logits[:, ids_without_text(model)] = -torch.inf
+        head, never = model.get_output_embeddings(), ids_without_text(model)
         if path.source.mask_id is not None:
-            logits[:, path.source.mask_id] = -torch.inf
-        clean = noisy.clean[noisy.asked]
-        if self.loss == "cross_entropy":
-            return cross_entropy(logits, clean, reduction="none")
-        shown, time = noisy.noisy[noisy.asked], noisy.time[noisy.asked]
-        return generalised_kl(logits[:, None], shown[:, None], clean[:, None], time, path)[:, 0]
+            never = [*never, path.source.mask_id]
+
+        def losses(states: Tensor, clean: Tensor, shown: Tensor, time: Tensor) -> Tensor:
+            logits = head(states).float()
+            logits[:, never] = -torch.inf
+            if self.loss == "cross_entropy":
+                return cross_entropy(logits, clean, reduction="none")
+            return generalised_kl(logits[:, None], shown[:, None], clean[:, None], time, path)[:, 0]
+
+        rows = (part[noisy.asked] for part in (states, noisy.clean, noisy.noisy, noisy.time))
+        return in_chunks(losses, model.config.vocab_size, *rows)

@@ -9,9 +9,9 @@ from torch import Tensor
 from decoding import decoder_from_spec, find_mask_token
 from decoding.checks import check_count
 from decoding.forward.mask_token import has_mask_token
-from decoding.training.blocks import BlockGrid, set_block_visibility
+from decoding.training.blocks import BlockGrid
+from decoding.training.copies import run_copies
 from decoding.training.packed import Packing, find_loss_mask
-from sbd.objective import run_copies
 
 CHUNK = 512  # rows whose laws are held at once
 
@@ -93,10 +93,7 @@ def acceptance_by_offset(model, batches: list[dict[str, Tensor]], block_size: in
         packing = Packing.from_document_ids(batch["document_ids"])
         loss_mask = find_loss_mask(batch, packing)
         blocks = BlockGrid.from_packing(packing, loss_mask, block_size)
-        rows = torch.cat([tokens, tokens.masked_fill(loss_mask, mask_id)], dim=1)
-        visibility = set_block_visibility(packing, blocks)
-        hidden = run_copies(model, rows, packing.position.repeat(1, 2), visibility, tokens.shape[1])
-        clean, masked = hidden.chunk(2, dim=1)
+        clean, masked = run_copies(model, tokens, [tokens.masked_fill(loss_mask, mask_id)], packing, blocks)
         chosen = loss_mask & (packing.position > 0)
         offsets = (packing.index - blocks.start)[chosen]
         pairs = zip(clean.roll(1, dims=1)[chosen].split(CHUNK), masked[chosen].split(CHUNK), strict=True)

@@ -10,14 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
-from transformers import DynamicCache
 
 from decoding.checks import check_choice, check_range
-from decoding.forward.attention import run_trunk
-from decoding.forward.gating import marked_block_rows
 from decoding.forward.mask_token import find_mask_token
-from decoding.forward.visibility import Visibility
-from decoding.training.blocks import BlockGrid, set_block_visibility
+from decoding.training.blocks import BlockGrid
+from decoding.training.copies import run_copies
 from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_token_rows, row_losses
 
 
@@ -77,12 +74,8 @@ class SetBlockObjective:
         copies = [masked, ~masked & loss_mask] if self.complement else [masked]
 
         mask_id = find_mask_token(model, self.mask_token_id)
-        rows = torch.cat([tokens, *(tokens.masked_fill(mask, mask_id) for mask in copies)], dim=1)
-        positions = packing.position.repeat(1, 1 + len(copies))
-        hidden = run_copies(
-            model, rows, positions, set_block_visibility(packing, blocks, len(copies)), tokens.shape[1], self.gated
-        )
-        clean, *noisy = hidden.split(tokens.shape[1], dim=1)
+        noisy = [tokens.masked_fill(mask, mask_id) for mask in copies]
+        clean, *noisy = run_copies(model, tokens, noisy, packing, blocks, frozen_clean=self.gated)
 
         next_rows = next_token_rows(packing, loss_mask & (not self.gated))
         ntp = row_losses(model, clean[next_rows], tokens.roll(-1, dims=1)[next_rows])
@@ -100,7 +93,7 @@ class SetBlockObjective:
     def _draw_block_size(self) -> int:
         return self.block_sizes[int(torch.randint(len(self.block_sizes), ()))]
 
-    def draw_masks(self, blocks: "BlockGrid") -> Tensor:
+    def draw_masks(self, blocks: BlockGrid) -> Tensor:
         """[B, L] bool: which tokens of the masked copy are replaced by the mask token."""
         shape, device = blocks.start.shape, blocks.start.device
         per_block = torch.rand(shape, device=device).gather(1, blocks.start)
@@ -128,33 +121,3 @@ class SetBlockObjective:
         before = torch.cat([before[mask] for mask in copies])
         matp, divergence = in_chunks(losses, model.config.vocab_size, masked, labels, before).unbind(1)
         return matp, divergence[torch.cat([packing.position[mask] > 0 for mask in copies])]
-
-
-def run_copies(
-    model, rows: Tensor, positions: Tensor, visibility: Visibility, length: int, frozen_clean: bool = False
-) -> Tensor:
-    """Hidden states [B, R, D] of [clean copy | masked copies], where the clean copy has ``length`` rows.
-
-    In one forward, or in two with the same result: then the masked rows find the keys of the clean copy in a cache, in
-    the slots where one forward would have them. Two are needed for ``frozen_clean``, which runs the clean copy without
-    gradient, and save time where the mask is dense, as the clean rows have no use for the keys of the masked ones.
-    """
-    is_block = (torch.arange(rows.shape[1], device=rows.device) >= length).expand_as(rows)
-    if not frozen_clean and not _gains_by_two_forwards(model):
-        with marked_block_rows(is_block):
-            return run_trunk(model, rows, positions, visibility, rows.shape[1])
-    cache = DynamicCache()
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_clean):
-        clean = visibility.of_rows(slice(length))
-        clean = run_trunk(model, rows[:, :length], positions[:, :length], clean, length, cache)
-    with marked_block_rows(is_block[:, length:]):
-        masked = visibility.of_rows(slice(length, None))
-        masked = run_trunk(model, rows[:, length:], positions[:, length:], masked, rows.shape[1], cache)
-    return torch.cat([clean, masked], dim=1)
-
-
-def _gains_by_two_forwards(model) -> bool:
-    """Other attention skips hidden keys anyway; checkpointing has no caches; a compiled trunk is compiled for one shape."""
-    checkpointed = model.training and model.is_gradient_checkpointing
-    compiled = model.get_decoder()._compiled_call_impl is not None
-    return model.config._attn_implementation in ("sdpa", "eager") and not checkpointed and not compiled

@@ -187,6 +187,46 @@ def test_blocks_with_the_mask_source_are_the_set_block_layout():
     assert torch.allclose(metrics["matp_loss"].double(), matp.double(), atol=1e-6)
 
 
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+@pytest.mark.parametrize("options", [{}, {"shift": True, "loss": "generalised_kl"}])
+def test_two_forwards_are_one(monkeypatch, source, options):
+    """The clean copy first and the noisy one behind its cache: the same losses and gradients."""
+    model = build("llama") if source == "mask" else uniform_model().float()
+    model.requires_grad_(True)
+    objective, found = FlowObjective(source, block_sizes=(4,), **options), []
+    for two in (True, False):
+        monkeypatch.setattr("decoding.training.copies._gains_by_two_forwards", lambda model, two=two: two)
+        forwards = []
+        hook = model.get_decoder().register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        torch.manual_seed(0)
+        loss, metrics = objective(model, BATCH)
+        hook.remove()
+        assert len(forwards) == 1 + two
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        found.append([loss, metrics["flow_loss"], metrics["ntp_loss"], *gradients])
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"block_sizes": (4,)}, {"source": "uniform", "loss": "generalised_kl"}])
+def test_the_head_in_chunks_is_the_head_in_one(monkeypatch, settings):
+    """Losses and gradients; at no time more logits than allowed, which the estimate of memory counts on."""
+    objective = FlowObjective(**settings)
+    model = build("llama") if objective.source == "mask" else uniform_model().float()
+    model.requires_grad_(True)
+    vocabulary, sizes, found = model.config.vocab_size, [], []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    for chunk in (2**27, 7 * vocabulary):
+        monkeypatch.setattr("decoding.training.packed.HEAD_CHUNK", chunk)
+        sizes.clear()
+        torch.manual_seed(0)
+        loss, _ = objective(model, BATCH)
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert max(sizes) == 7 * vocabulary
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_times_are_spread_evenly_and_one_for_each_text():
     objective, model = FlowObjective(), build("llama")
     rows = batch_of(*[(24,)] * 8)

@@ -8,9 +8,9 @@ import torch
 from decoding.forward.attention import run_trunk
 from decoding.forward.model import EngineModel
 from decoding.forward.rows import RowList, Rows
+from decoding.training.blocks import BlockGrid, set_block_visibility
 from decoding.training.packed import Packing
 from sbd import SetBlockObjective
-from sbd.objective import BlockGrid, set_block_visibility
 from tests.conftest import MASK
 
 WINDOWED = ["llama", "llama-3.1", "qwen2-window", "qwen3", "mistral-window"]
@@ -113,15 +113,15 @@ def test_random_phase_is_uniform_and_keeps_to_documents():
 def recorded(monkeypatch, objective, model, batch) -> list:
     """What the objective hands to the trunk in one call and what it gets: [(tokens, positions, visibility, hidden)]."""
     calls = []
-    monkeypatch.setattr("sbd.objective._gains_by_two_forwards", lambda model: False)
+    monkeypatch.setattr("decoding.training.copies._gains_by_two_forwards", lambda model: False)
 
-    def record(model, tokens, positions, visibility, num_slots):
-        hidden = run_trunk(model, tokens, positions, visibility, num_slots)
+    def record(model, tokens, positions, visibility, *arguments):
+        hidden = run_trunk(model, tokens, positions, visibility, *arguments)
         calls.append((tokens, positions, visibility, hidden))
         return hidden
 
     with monkeypatch.context() as patch:
-        patch.setattr("sbd.objective.run_trunk", record)
+        patch.setattr("decoding.training.copies.run_trunk", record)
         objective(model, batch)
     return calls
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from decoding import NextTokenObjective
+from decoding.training.blocks import BlockGrid
 from decoding.training.packed import Packing
 from sbd import SetBlockObjective
-from sbd.objective import BlockGrid, _gains_by_two_forwards
 from tests.conftest import MASK
 
 
@@ -24,23 +24,24 @@ def batch_of(*lengths: int, padding: int = 0, seed: int = 0) -> dict[str, torch.
 @pytest.fixture
 def seen(monkeypatch):
     """What the objective hands to the trunk in one call and to the loss: token rows, and (hidden, labels) of each loss."""
-    import sbd.objective as module
+    from decoding.training import copies
+    from sbd import objective
 
     calls = {"rows": [], "losses": [], "hidden": []}
-    trunk, losses = module.run_trunk, module.row_losses
+    trunk, losses = copies.run_trunk, objective.row_losses
 
-    def run_trunk(model, tokens, positions, visibility, num_slots):
+    def run_trunk(model, tokens, *arguments):
         calls["rows"].append(tokens)
-        calls["hidden"].append(trunk(model, tokens, positions, visibility, num_slots))
+        calls["hidden"].append(trunk(model, tokens, *arguments))
         return calls["hidden"][-1]
 
     def row_losses(model, hidden, labels):
         calls["losses"].append((hidden, labels))
         return losses(model, hidden, labels)
 
-    monkeypatch.setattr(module, "run_trunk", run_trunk)
-    monkeypatch.setattr(module, "_gains_by_two_forwards", lambda model: False)
-    monkeypatch.setattr(module, "row_losses", row_losses)
+    monkeypatch.setattr(copies, "run_trunk", run_trunk)
+    monkeypatch.setattr(copies, "_gains_by_two_forwards", lambda model: False)
+    monkeypatch.setattr(objective, "row_losses", row_losses)
     return calls
 
 
@@ -334,7 +335,7 @@ def test_two_forwards_are_one(fresh_model, monkeypatch, family, complement):
     objective = SetBlockObjective(block_sizes=(4,), distill=0.5, complement=complement)
     found = []
     for two in (True, False):
-        monkeypatch.setattr("sbd.objective._gains_by_two_forwards", lambda model, two=two: two)
+        monkeypatch.setattr("decoding.training.copies._gains_by_two_forwards", lambda model, two=two: two)
         forwards = []
         hook = model.get_decoder().register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
         torch.manual_seed(0)
@@ -345,15 +346,3 @@ def test_two_forwards_are_one(fresh_model, monkeypatch, family, complement):
         found.append([loss, metrics["matp_loss"], metrics["ntp_loss"], metrics["distill_kl"], *gradients])
     for ours, reference in zip(*found, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
-
-
-def test_two_forwards_only_where_they_gain(fresh_model):
-    model = fresh_model("llama")
-    assert _gains_by_two_forwards(model)
-    model.train().gradient_checkpointing_enable()
-    assert not _gains_by_two_forwards(model)
-    model.gradient_checkpointing_disable()
-    model.get_decoder().compile()
-    assert not _gains_by_two_forwards(model)
-    flex = fresh_model("llama", attn_implementation="flex_attention")
-    assert not _gains_by_two_forwards(flex)
