@@ -15,7 +15,8 @@ from decoding.next_token import NextTokenDecoder
 from decoding.output import DecodeOutput
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RowScores, TopK
 from decoding.spec import decoder_from_spec
-from decoding.training.objective import NextTokenObjective
+from decoding.training.next_token import NextTokenObjective
+from decoding.training.objective import Objective
 
 __all__ = [
     "Batch",
@@ -26,6 +27,7 @@ __all__ = [
     "EntropyBound",
     "NextTokenDecoder",
     "NextTokenObjective",
+    "Objective",
     "RowScores",
     "Sequence",
     "SlotCache",

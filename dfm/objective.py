@@ -5,21 +5,24 @@ causal copy runs beside a noisy one. A causal checkpoint is converted by nothing
 directions of its noise level, start from zero knowledge and the rest from its own weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decoding.checks import check_choice, check_range
 from decoding.forward.attention import run_trunk
 from decoding.forward.mask_token import find_mask_token
-from decoding.forward.noise_level import noise_levels, with_noise_level
+from decoding.forward.noise_level import add_noise_level_rows, noise_levels, with_noise_level
 from decoding.forward.visibility import Visibility
-from decoding.training.blocks import BlockGrid
+from decoding.training.blocks import BlockGrid, check_block_sizes, draw_block_size
 from decoding.training.copies import run_copies
-from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_token_rows, row_losses
+from decoding.training.new_mask_token import choose_mask_token, initialise_mask_token
+from decoding.training.objective import Objective, RowsPerToken
+from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_token_losses
 from dfm.draws import BatchDraws
 from dfm.infilling import draw_outside_span, draw_prefix, draw_share
 from dfm.losses import generalised_kl, stratified_times
@@ -28,6 +31,7 @@ from dfm.paths import MixturePath
 from dfm.traits import FlowTraits, ids_without_text
 
 GIVEN = {"prefix": draw_prefix, "share": draw_share, "span": draw_outside_span}
+FREE = {"none": 1, "prefix": 1 / 2, "share": 1 / 2, "span": 1 / 3}  # the mean share of tokens that are not given
 LAST_TIME = 1 - 1e-3  # the weight of the generalised KL has a pole at 1
 
 
@@ -44,11 +48,10 @@ class NoisyBatch:
 
 
 @dataclass(frozen=True)
-class FlowObjective:
+class FlowObjective(Objective):
     """Mean loss in nats of predicting the clean tokens of X_t, and with blocks of the next token too.
 
-    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`. The first token of a
-    text is always given.
+    The first token of a text is always given.
 
     source: "mask" or "uniform" noise; scheduler: a name of :data:`dfm.named_samplers.SCHEDULERS`.
     block_sizes: one is drawn for each call; None trains on whole texts, in both directions.
@@ -62,7 +65,15 @@ class FlowObjective:
         default none for the mask source, whose posterior does not depend on it, and additive for the uniform one.
     shift: row i - 1 predicts token i, which keeps the habit of a causal checkpoint.
     ntp_weight: weight of the next-token cross-entropy of the clean copy; only with blocks.
+    gated: what is trained acts on the noisy copy's rows only, so the clean rows are constants: they run without gradient,
+        and the next-token loss is left out. For blocks of masks that tell no noise level and are not shifted, which is
+        what decoders take a model to be that says nothing else.
+    mask_token_id: by default the one that the model's generation config names.
+
+    Metrics: ``flow_loss`` and, with blocks, ``ntp_loss``.
     """
+
+    tags = ("discrete-flow-matching",)
 
     source: Literal["mask", "uniform"] = "mask"
     scheduler: str = "linear"
@@ -75,6 +86,7 @@ class FlowObjective:
     time_input: Literal["none", "additive"] | None = None
     shift: bool = False
     ntp_weight: float = 1.0
+    gated: bool = False
     mask_token_id: int | None = None
 
     def __post_init__(self):
@@ -89,21 +101,28 @@ class FlowObjective:
         check_choice("shift", self.shift, (True, False))
         check_range("ntp_weight", self.ntp_weight, 0)
         if self.block_sizes is not None:
-            object.__setattr__(self, "block_sizes", tuple(self.block_sizes))
-            if not self.block_sizes or min(self.block_sizes) < 1:
-                raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {self.block_sizes}")
+            object.__setattr__(self, "block_sizes", check_block_sizes(self.block_sizes))
             if self.given != "none":
                 raise ValueError(
                     f"given must be 'none' with block_sizes: what stands before is given, got {self.given!r}"
                 )
+        if self.gated and self.block_sizes is None:
+            raise ValueError(
+                "block_sizes must be given with gated=True: whole texts have no rows that stay as they are"
+            )
+        allowed = {"source": ("mask",), "shift": (False,), "time_input": (None, "none"), "ntp_weight": (1,)}
+        for name, values in allowed.items() if self.gated else ():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be {values[0]!r} with gated=True, got {getattr(self, name)!r}")
 
     @property
     def takes_level(self) -> bool:
         return self.time_input == "additive" or (self.time_input is None and self.source == "uniform")
 
     def traits(self, model) -> FlowTraits:
-        """What to write into ``model.config.flow``."""
-        return FlowTraits(self.source, self.shift, tuple(ids_without_text(model)), self.block_sizes)
+        """What ``model.config.flow`` says of it; for a gated adapter, whose base model stays as it is, what it implies."""
+        excluded = () if self.gated else tuple(ids_without_text(model))
+        return FlowTraits(self.source, self.shift, excluded, self.block_sizes)
 
     def path(self, model) -> MixturePath:
         """The path, for the vocabulary of ``model``."""
@@ -111,7 +130,35 @@ class FlowObjective:
         source = self.traits(model).make_source(model.get_input_embeddings().num_embeddings, mask_id)
         return MixturePath(source, named_scheduler(self.scheduler, source))
 
-    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def for_tuning(self, kind: str) -> "FlowObjective":
+        if kind == "lora":
+            raise ValueError(f"lora keeps no config.flow, which {type(self).__name__} writes for decoders to read")
+        return replace(self, gated=True) if kind == "gated" else self
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        if self.source == "mask":
+            initialise_mask_token(model, choose_mask_token(model, tokenizer, self.mask_token_id))
+        if self.takes_level:
+            add_noise_level_rows(model)
+
+    def record(self, model: PreTrainedModel) -> None:
+        traits, settings = self.traits(model), model.generation_config
+        settings.trained_block_sizes = None if traits.block_sizes is None else list(traits.block_sizes)
+        if not self.gated:
+            model.config.flow = traits.as_dict()
+            settings.suppress_tokens = list(traits.excluded) or None
+
+    def rows_per_token(self) -> RowsPerToken:
+        asked = FREE[self.given]
+        if self.source == "mask":  # of the tokens that may be noise, those that are
+            times = LAST_TIME * (torch.arange(1000) + 0.5) / 1000
+            scheduler = named_scheduler(self.scheduler, FlowTraits().make_source(2, 1))
+            asked *= 1 - float(scheduler.kappa(times).mean())
+        if self.block_sizes is None:
+            return RowsPerToken(1, 0, asked)
+        return RowsPerToken(1, 1, asked) if self.gated else RowsPerToken(2, 0, asked + bool(self.ntp_weight))
+
+    def __call__(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | int]]:
         tokens = batch["input_ids"]
         packing = Packing.from_document_ids(batch["document_ids"])
         loss_mask = find_loss_mask(batch, packing)
@@ -121,12 +168,11 @@ class FlowObjective:
 
         losses = self._losses(model, states, noisy, path)
         # Masked tokens alone are asked, but the bound is on all that may be noise.
-        labels = noisy.free.sum() if self.loss == "generalised_kl" else noisy.asked.sum()
-        total, count = losses.sum(), int(labels)
-        metrics = {"flow_loss": (losses.sum() / labels).detach()}
-        if clean is not None and self.ntp_weight:
-            rows = next_token_rows(packing, loss_mask)
-            ntp = row_losses(model, clean[rows], tokens.roll(-1, dims=1)[rows])
+        targets = noisy.free if self.loss == "generalised_kl" else noisy.asked
+        total, count = losses.sum(), int(targets.sum())
+        metrics = {"flow_loss": total.detach() / count}
+        if clean is not None and self.ntp_weight and not self.gated:
+            ntp = next_token_losses(model, clean, tokens, packing, loss_mask)
             metrics["ntp_loss"] = ntp.detach().mean()
             total, count = total + self.ntp_weight * ntp.sum(), count + ntp.numel()
         metrics["num_targets"] = count
@@ -135,8 +181,7 @@ class FlowObjective:
     def _blocks(self, packing: Packing, loss_mask: Tensor) -> BlockGrid | None:
         if self.block_sizes is None:
             return None
-        size = self.block_sizes[int(torch.randint(len(self.block_sizes), ()))]
-        return BlockGrid.from_packing(packing, loss_mask, size, self.phase)
+        return BlockGrid.from_packing(packing, loss_mask, draw_block_size(self.block_sizes), self.phase)
 
     def _noise(self, tokens, packing: Packing, loss_mask: Tensor, blocks: BlockGrid | None, path) -> NoisyBatch:
         """Draw times, what is given, and X_t."""
@@ -167,7 +212,9 @@ class FlowObjective:
         if blocks is None:
             clean, states = None, self._run_whole_text(model, packing, noisy.noisy, levels)
         else:
-            clean, states = run_copies(model, noisy.clean, [noisy.noisy], packing, blocks, levels=levels)
+            clean, states = run_copies(
+                model, noisy.clean, [noisy.noisy], packing, blocks, frozen_clean=self.gated, levels=levels
+            )
         if self.shift:
             states = states.roll(1, dims=1)
             if blocks is not None:
@@ -188,9 +235,9 @@ class FlowObjective:
 
     def _losses(self, model, states: Tensor, noisy: NoisyBatch, path: MixturePath) -> Tensor:
         """Losses [N] of the tokens that are asked for."""
-        head, never = model.get_output_embeddings(), ids_without_text(model)
+        head, never = model.get_output_embeddings(), list(self.traits(model).excluded)
         if path.source.mask_id is not None:
-            never = [*never, path.source.mask_id]
+            never.append(path.source.mask_id)
 
         def losses(states: Tensor, clean: Tensor, shown: Tensor, time: Tensor) -> Tensor:
             logits = head(states).float()

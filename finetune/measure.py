@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding import decoder_from_spec, find_mask_token
+from decoding import Objective, decoder_from_spec, find_mask_token
 from decoding.checks import check_count
 from decoding.forward.mask_token import has_mask_token
 from decoding.training.blocks import BlockGrid
@@ -41,7 +41,7 @@ class Measure:
         for name in ("block_size", "rows", "prompts", "prompt_tokens", "max_new_tokens"):
             check_count(f"measure.{name}", getattr(self, name))
 
-    def __call__(self, model, objective, rows: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    def __call__(self, model, objective: Objective, rows: Iterable[dict[str, Tensor]]) -> dict[str, float]:
         """Figures of ``model`` on held-out ``rows`` (items of a PackedDataset): a flat dictionary for logs and cards."""
         was_training = model.training
         model.eval()
@@ -64,19 +64,19 @@ class Measure:
 
 
 @torch.no_grad()
-def objective_losses(model, objective, batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The objective's metrics on ``batches``, with the same masks at every call; means over labels, in nats."""
-    sums, labels = {}, 0
+def objective_losses(model, objective: Objective, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The objective's metrics on ``batches``, with the same masks at every call; means over targets, in nats."""
+    sums, num_targets = {}, 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
             loss, metrics = objective(model, batch)
-            count = metrics.pop("num_targets", 1)
-            labels += count
+            count = metrics.pop("num_targets")
+            num_targets += count
             for name, value in {"objective_loss": loss, **metrics}.items():
                 if torch.isfinite(torch.as_tensor(value)):
                     sums[name] = sums.get(name, 0.0) + float(value) * count
-    return {name: total / max(1, labels) for name, total in sums.items()}
+    return {name: total / max(1, num_targets) for name, total in sums.items()}
 
 
 @torch.no_grad()

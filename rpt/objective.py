@@ -7,41 +7,59 @@ tokens and the offset code of the rows around them. In the layout "branches", wh
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decoding.forward.attention import run_trunk
 from decoding.forward.gating import marked_offsets
 from decoding.forward.visibility import Visibility
 from decoding.previous import ResampleConfig
+from decoding.training.objective import Objective, RowsPerToken
 from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from rpt.branches import Branches
-from rpt.offset_code import attach_offset_code
+from rpt.offset_code import OFFSET_CODE_FILE, attach_offset_code, load_offset_code, offset_code_file
 from rpt.permutation import Reordered, WindowPermuter
 
 
 @dataclass(frozen=True)
-class ResampleObjective(ResampleConfig):
+class ResampleObjective(ResampleConfig, Objective):
     """Mean cross-entropy in nats of all rows whose target is to be learned, each row weighing the same.
 
-    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`, on a model that
-    ``prepare`` gave an offset code. The fields are those of ResampleConfig. Metrics: ``ntp_loss`` of rows with offset 1,
-    ``ptp_loss`` of those that predict a previous token, ``skip_loss`` of those that skip some; the last two are absent
-    where the batch has none.
+    The fields are those of ResampleConfig. The model needs the offset code that ``prepare`` gives it.
+
+    Metrics: ``ntp_loss`` of rows with offset 1, ``ptp_loss`` of those that predict a previous token, ``skip_loss`` of
+    those that skip some; absent where the batch has none.
     """
 
-    def prepare(self, model) -> None:
+    tags = ("resample-previous-tokens",)
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Attach an offset code, unless the model has the one that this objective trains. Raises ValueError otherwise."""
         own = getattr(model.config, "resample", None)
         if own is None:
             attach_offset_code(model, self)
-        elif ResampleConfig(**own).as_dict() != self.as_dict():
+            return
+        if getattr(model, "offset_code", None) is None:  # trained before, and loaded without its code
+            load_offset_code(model, model.name_or_path)
+        if ResampleConfig(**own).as_dict() != self.as_dict():
             # Other shares are another training of the same rows; the rest changes what rows mean.
             kept = {"sequence_share": None, "window_share": None, "layout": None}
             if own | kept != self.as_dict() | kept:
                 raise ValueError(f"the model was trained with {own}; it cannot go on with {self.as_dict()}")
             model.config.resample = self.as_dict()
 
-    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        return list(model.offset_code.parameters())
+
+    def extra_files(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        return {OFFSET_CODE_FILE: offset_code_file(weights.pop("offset_code.table"), self)}
+
+    def rows_per_token(self) -> RowsPerToken:
+        if self.layout == "windows":
+            return RowsPerToken()
+        return RowsPerToken(1 + self.window_share * (self.window - 1), 0, 1 + self.window_share * self.sequence_share)
+
+    def __call__(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | int]]:
         packing = Packing.from_document_ids(batch["document_ids"])
         loss_mask = find_loss_mask(batch, packing)
         if self.layout == "branches":

@@ -1,5 +1,6 @@
 """Blocks in training: where they lie in packed rows, and what the rows of a clean and a corrupted copy see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,19 @@ class BlockGrid:
         origin = segment_start + shift - (size if shift else 0)
         start = origin + (packing.index - origin).div(size, rounding_mode="floor") * size
         return cls(size, torch.maximum(start, segment_start), torch.minimum(start + size, segment_end))
+
+
+def check_block_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """``sizes`` as a tuple; raises ValueError unless they are one or more numbers of tokens."""
+    sizes = tuple(sizes)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {sizes}")
+    return sizes
+
+
+def draw_block_size(sizes: Sequence[int]) -> int:
+    """One of ``sizes``, all equally likely, from torch's generator."""
+    return sizes[int(torch.randint(len(sizes), ()))]
 
 
 def set_block_visibility(packing: Packing, blocks: BlockGrid, copies: int = 1) -> Visibility:

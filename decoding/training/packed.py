@@ -56,6 +56,12 @@ def next_token_rows(packing: Packing, loss_mask: Tensor) -> Tensor:
     return has_next & loss_mask.roll(-1, dims=1)
 
 
+def next_token_losses(model, hidden: Tensor, tokens: Tensor, packing: Packing, loss_mask: Tensor) -> Tensor:
+    """Next-token cross-entropies in nats, float32 [N], of causal rows ``hidden`` [B, L, D] of ``tokens`` [B, L]."""
+    rows = next_token_rows(packing, loss_mask)
+    return row_losses(model, hidden[rows], tokens.roll(-1, dims=1)[rows])
+
+
 def row_losses(model, hidden: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropies in nats, float32 [N], of rows ``hidden`` [N, D] against ``labels`` [N]; the head sees only these."""
 

@@ -7,7 +7,7 @@ import torch
 
 from decoding.forward.attention import run_trunk
 from decoding.forward.visibility import Visibility
-from decoding.training.objective import NextTokenObjective
+from decoding.training.next_token import NextTokenObjective
 from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from tests.conftest import VOCAB
 

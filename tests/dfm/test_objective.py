@@ -302,6 +302,14 @@ def test_padding_and_levels_do_not_leak():
         ({"time_input": "adaln"}, "time_input must be one of"),
         ({"ntp_weight": -1}, "ntp_weight must be a number"),
         ({"shift": 2}, "shift must be one of True, False"),
+        ({"gated": True}, "block_sizes must be given with gated=True"),
+        (
+            {"gated": True, "block_sizes": (4,), "source": "uniform"},
+            "source must be 'mask' with gated=True, got 'uniform'",
+        ),
+        ({"gated": True, "block_sizes": (4,), "shift": True}, "shift must be False with gated=True, got True"),
+        ({"gated": True, "block_sizes": (4,), "time_input": "additive"}, "time_input must be None with gated=True"),
+        ({"gated": True, "block_sizes": (4,), "ntp_weight": 0.5}, "ntp_weight must be 1 with gated=True, got 0.5"),
     ],
 )
 def test_impossible_settings(settings, message):

@@ -24,11 +24,11 @@ def batch_of(*lengths: int, padding: int = 0, seed: int = 0) -> dict[str, torch.
 @pytest.fixture
 def seen(monkeypatch):
     """What the objective hands to the trunk in one call and to the loss: token rows, and (hidden, labels) of each loss."""
-    from decoding.training import copies
+    from decoding.training import copies, packed
     from sbd import objective
 
     calls = {"rows": [], "losses": [], "hidden": []}
-    trunk, losses = copies.run_trunk, objective.row_losses
+    trunk, losses = copies.run_trunk, packed.row_losses
 
     def run_trunk(model, tokens, *arguments):
         calls["rows"].append(tokens)
@@ -41,6 +41,7 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(copies, "run_trunk", run_trunk)
     monkeypatch.setattr(copies, "_gains_by_two_forwards", lambda model: False)
+    monkeypatch.setattr(packed, "row_losses", row_losses)
     monkeypatch.setattr(objective, "row_losses", row_losses)
     return calls
 
