@@ -18,7 +18,8 @@ from decoding.output import DecodeOutput
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, RowScores, TopK
 from decoding.sampling import TokenLaw
 from decoding.spec import decoder_from_spec
-from decoding.training.objective import NextTokenObjective
+from decoding.training.next_token import NextTokenObjective
+from decoding.training.objective import Objective
 
 __all__ = [
     "Batch",
@@ -30,6 +31,7 @@ __all__ = [
     "EntropyBound",
     "NextTokenDecoder",
     "NextTokenObjective",
+    "Objective",
     "RevealRule",
     "RowList",
     "RowScores",

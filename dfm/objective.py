@@ -5,20 +5,24 @@ causal copy runs beside a noisy one. A causal checkpoint is converted by nothing
 directions of its noise level, start from zero knowledge and the rest from its own weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decoding.checks import check_choice, check_range
 from decoding.forward.attention import run_trunk
 from decoding.forward.mask_token import find_mask_token
-from decoding.forward.noise_level import NONE, noise_levels, with_noise_level
+from decoding.forward.noise_level import add_noise_level_rows, noise_levels, with_noise_level
 from decoding.forward.visibility import Visibility
-from decoding.training.blocks import BlockGrid, set_block_visibility
-from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.training.blocks import BlockGrid, check_block_sizes, draw_block_size
+from decoding.training.copies import run_copies
+from decoding.training.new_mask_token import choose_mask_token, initialise_mask_token
+from decoding.training.objective import Objective, RowsPerToken
+from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_token_losses
 from dfm.draws import BatchDraws
 from dfm.flow_config import SOURCES, FlowTraits, ids_without_text
 from dfm.paths.given import draw_outside_span, draw_prefix, draw_share
@@ -27,6 +31,7 @@ from dfm.paths.schedulers import named_scheduler
 from dfm.rates.losses import generalised_kl, stratified_times
 
 GIVEN = {"prefix": draw_prefix, "share": draw_share, "span": draw_outside_span}
+FREE = {"none": 1, "prefix": 1 / 2, "share": 1 / 2, "span": 1 / 3}  # the mean share of tokens that are not given
 LAST_TIME = 1 - 1e-3  # the weight of the generalised KL has a pole at 1
 
 
@@ -43,11 +48,10 @@ class NoisyBatch:
 
 
 @dataclass(frozen=True)
-class FlowObjective:
+class FlowObjective(Objective):
     """Mean loss in nats of predicting the clean tokens of X_t, and with blocks of the next token too.
 
-    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`. The first token of a
-    text is always given.
+    The first token of a text is always given.
 
     source: "mask" or "uniform" noise; scheduler: a name of :data:`dfm.paths.schedulers.SCHEDULERS`.
     block_sizes: one is drawn for each call; None trains on whole texts, in both directions.
@@ -61,7 +65,15 @@ class FlowObjective:
         default none for the mask source, whose posterior does not depend on it, and additive for the uniform one.
     shift: row i - 1 predicts token i, which keeps the habit of a causal checkpoint.
     ntp_weight: weight of the next-token cross-entropy of the clean copy; only with blocks.
+    gated: what is trained acts on the noisy copy's rows only, so the clean rows are constants: they run without gradient,
+        and the next-token loss is left out. For blocks of masks that tell no noise level and are not shifted, which is
+        what decoders take a model to be that says nothing else.
+    mask_token_id: by default the one that the model's generation config names.
+
+    Metrics: ``flow_loss`` and, with blocks, ``ntp_loss``.
     """
+
+    tags = ("discrete-flow-matching",)
 
     source: Literal["mask", "uniform"] = "mask"
     scheduler: str = "linear"
@@ -74,6 +86,7 @@ class FlowObjective:
     time_input: Literal["none", "additive"] | None = None
     shift: bool = False
     ntp_weight: float = 1.0
+    gated: bool = False
     mask_token_id: int | None = None
 
     def __post_init__(self):
@@ -88,21 +101,28 @@ class FlowObjective:
         check_choice("shift", self.shift, (True, False))
         check_range("ntp_weight", self.ntp_weight, 0)
         if self.block_sizes is not None:
-            object.__setattr__(self, "block_sizes", tuple(self.block_sizes))
-            if not self.block_sizes or min(self.block_sizes) < 1:
-                raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {self.block_sizes}")
+            object.__setattr__(self, "block_sizes", check_block_sizes(self.block_sizes))
             if self.given != "none":
                 raise ValueError(
                     f"given must be 'none' with block_sizes: what stands before is given, got {self.given!r}"
                 )
+        if self.gated and self.block_sizes is None:
+            raise ValueError(
+                "block_sizes must be given with gated=True: whole texts have no rows that stay as they are"
+            )
+        allowed = {"source": ("mask",), "shift": (False,), "time_input": (None, "none"), "ntp_weight": (1,)}
+        for name, values in allowed.items() if self.gated else ():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be {values[0]!r} with gated=True, got {getattr(self, name)!r}")
 
     @property
     def takes_level(self) -> bool:
         return self.time_input == "additive" or (self.time_input is None and self.source == "uniform")
 
     def traits(self, model) -> FlowTraits:
-        """What to write into ``model.config.flow``."""
-        return FlowTraits(self.source, self.shift, tuple(ids_without_text(model)), self.block_sizes)
+        """What ``model.config.flow`` says of it; for a gated adapter, whose base model stays as it is, what it implies."""
+        excluded = () if self.gated else tuple(ids_without_text(model))
+        return FlowTraits(self.source, self.shift, excluded, self.block_sizes)
 
     def path(self, model) -> MixturePath:
         """The path, for the vocabulary of ``model``."""
@@ -110,37 +130,63 @@ class FlowObjective:
         source = self.traits(model).make_source(model.get_input_embeddings().num_embeddings, mask_id)
         return MixturePath(source, named_scheduler(self.scheduler, source))
 
-    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def for_tuning(self, kind: str) -> "FlowObjective":
+        if kind == "lora":
+            raise ValueError(f"lora keeps no config.flow, which {type(self).__name__} writes for decoders to read")
+        return replace(self, gated=True) if kind == "gated" else self
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        if self.source == "mask":
+            initialise_mask_token(model, choose_mask_token(model, tokenizer, self.mask_token_id))
+        if self.takes_level:
+            add_noise_level_rows(model)
+
+    def record(self, model: PreTrainedModel) -> None:
+        traits, settings = self.traits(model), model.generation_config
+        settings.trained_block_sizes = None if traits.block_sizes is None else list(traits.block_sizes)
+        if not self.gated:
+            model.config.flow = traits.as_dict()
+            settings.suppress_tokens = list(traits.excluded) or None
+
+    def rows_per_token(self) -> RowsPerToken:
+        asked = FREE[self.given]
+        if self.source == "mask":  # of the tokens that may be noise, those that are
+            times = LAST_TIME * (torch.arange(1000) + 0.5) / 1000
+            scheduler = named_scheduler(self.scheduler, FlowTraits().make_source(2, 1))
+            asked *= 1 - float(scheduler.kappa(times).mean())
+        if self.block_sizes is None:
+            return RowsPerToken(1, 0, asked)
+        return RowsPerToken(1, 1, asked) if self.gated else RowsPerToken(2, 0, asked + bool(self.ntp_weight))
+
+    def __call__(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | int]]:
         tokens = batch["input_ids"]
-        packing = Packing.of(batch["document_ids"])
-        wanted = target_mask(batch, packing)
-        blocks, path = self._blocks(packing, wanted), self.path(model)
-        noisy = self._noise(tokens, packing, wanted, blocks, path)
+        packing = Packing.from_document_ids(batch["document_ids"])
+        loss_mask = find_loss_mask(batch, packing)
+        blocks, path = self._blocks(packing, loss_mask), self.path(model)
+        noisy = self._noise(tokens, packing, loss_mask, blocks, path)
         states, clean = self._run(model, packing, blocks, noisy, path)
 
         losses = self._losses(model, states, noisy, path)
         # Masked tokens alone are asked, but the bound is on all that may be noise.
-        labels = noisy.free.sum() if self.loss == "generalised_kl" else noisy.asked.sum()
-        total, count = losses.sum(), int(labels)
-        metrics = {"flow_loss": (losses.sum() / labels).detach()}
-        if clean is not None and self.ntp_weight:
-            rows = next_token_targets(packing, wanted)
-            ntp = row_losses(model, clean[rows], tokens.roll(-1, dims=1)[rows])
+        targets = noisy.free if self.loss == "generalised_kl" else noisy.asked
+        total, count = losses.sum(), int(targets.sum())
+        metrics = {"flow_loss": total.detach() / count}
+        if clean is not None and self.ntp_weight and not self.gated:
+            ntp = next_token_losses(model, clean, tokens, packing, loss_mask)
             metrics["ntp_loss"] = ntp.detach().mean()
             total, count = total + self.ntp_weight * ntp.sum(), count + ntp.numel()
-        metrics["labels"] = count
+        metrics["num_targets"] = count
         return total / max(1, count), metrics
 
-    def _blocks(self, packing: Packing, wanted: Tensor) -> BlockGrid | None:
+    def _blocks(self, packing: Packing, loss_mask: Tensor) -> BlockGrid | None:
         if self.block_sizes is None:
             return None
-        size = self.block_sizes[int(torch.randint(len(self.block_sizes), ()))]
-        return BlockGrid.of(packing, wanted, size, self.phase)
+        return BlockGrid.from_packing(packing, loss_mask, draw_block_size(self.block_sizes), self.phase)
 
-    def _noise(self, tokens, packing: Packing, wanted: Tensor, blocks: BlockGrid | None, path) -> NoisyBatch:
+    def _noise(self, tokens, packing: Packing, loss_mask: Tensor, blocks: BlockGrid | None, path) -> NoisyBatch:
         """Draw times, what is given, and X_t."""
         draws = BatchDraws(torch.default_generator)
-        free = wanted & (packing.index > self._start(packing))
+        free = loss_mask & (packing.index > self._start(packing))
         if self.given != "none":
             free = free & ~GIVEN[self.given](~packing.is_padding, draws)
         times = stratified_times(len(tokens), torch.default_generator, 1.0)[:, None].to(tokens.device)
@@ -164,16 +210,11 @@ class FlowObjective:
         """Hidden states [B, L, D] that predict each token, and those of the clean copy, None for whole texts."""
         levels = noise_levels(path.scheduler.kappa(noisy.time), ~noisy.free)
         if blocks is None:
-            rows, positions = noisy.noisy, packing.index if self.span == "row" else packing.position
-            visibility = self._whole_text(packing)
+            clean, states = None, self._run_whole_text(model, packing, noisy.noisy, levels)
         else:
-            rows, positions = torch.cat([noisy.clean, noisy.noisy], dim=1), packing.position.repeat(1, 2)
-            visibility = set_block_visibility(packing, blocks)
-            levels = torch.cat([torch.full_like(levels, NONE), levels], dim=1)
-        embeddings = with_noise_level(model, rows, levels)
-        hidden = run_trunk(model, rows, positions, visibility, rows.shape[1], embeddings=embeddings)
-        length = noisy.clean.shape[1]
-        clean, states = (None, hidden) if blocks is None else hidden.split(length, dim=1)
+            clean, states = run_copies(
+                model, noisy.clean, [noisy.noisy], packing, blocks, frozen_clean=self.gated, levels=levels
+            )
         if self.shift:
             states = states.roll(1, dims=1)
             if blocks is not None:
@@ -181,20 +222,29 @@ class FlowObjective:
                 states = torch.where(opens, clean.roll(1, dims=1), states)
         return states, clean
 
-    def _whole_text(self, packing: Packing) -> Visibility:
+    def _run_whole_text(self, model, packing: Packing, tokens: Tensor, levels: Tensor) -> Tensor:
+        """Hidden states [B, L, D] of rows that see their whole text in both directions."""
         start, nothing = self._start(packing), torch.zeros_like(packing.index)
-        count = (~packing.is_padding).sum(-1, keepdim=True)
-        end = torch.where(packing.is_padding, packing.index + 1, count) if self.span == "row" else packing.end
-        return Visibility(nothing, nothing, start, end, packing.index)
+        end, position = packing.end, packing.position
+        if self.span == "row":
+            count = (~packing.is_padding).sum(-1, keepdim=True)
+            end, position = torch.where(packing.is_padding, packing.index + 1, count), packing.index
+        visibility = Visibility(nothing, nothing, start, end, packing.index)
+        embeddings = with_noise_level(model, tokens, levels)
+        return run_trunk(model, tokens, position, visibility, tokens.shape[1], embeddings=embeddings)
 
     def _losses(self, model, states: Tensor, noisy: NoisyBatch, path: MixturePath) -> Tensor:
         """Losses [N] of the tokens that are asked for."""
-        logits = model.get_output_embeddings()(states[noisy.asked]).float()
-        logits[:, ids_without_text(model)] = -torch.inf
+        head, never = model.get_output_embeddings(), list(self.traits(model).excluded)
         if path.source.mask_id is not None:
-            logits[:, path.source.mask_id] = -torch.inf
-        clean = noisy.clean[noisy.asked]
-        if self.loss == "cross_entropy":
-            return cross_entropy(logits, clean, reduction="none")
-        shown, time = noisy.noisy[noisy.asked], noisy.time[noisy.asked]
-        return generalised_kl(logits[:, None], shown[:, None], clean[:, None], time, path)[:, 0]
+            never.append(path.source.mask_id)
+
+        def losses(states: Tensor, clean: Tensor, shown: Tensor, time: Tensor) -> Tensor:
+            logits = head(states).float()
+            logits[:, never] = -torch.inf
+            if self.loss == "cross_entropy":
+                return cross_entropy(logits, clean, reduction="none")
+            return generalised_kl(logits[:, None], shown[:, None], clean[:, None], time, path)[:, 0]
+
+        rows = (part[noisy.asked] for part in (states, noisy.clean, noisy.noisy, noisy.time))
+        return in_chunks(losses, model.config.vocab_size, *rows)

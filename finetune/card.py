@@ -1,10 +1,11 @@
 """The model card: what was trained on what, how fast it decodes and what that costs, and the command that does it again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 CARD = """---
 library_name: transformers
-tags: [setflow{tag}]{base}
+tags: [{tags}]{base}
 ---
 # {title}
 
@@ -45,8 +46,8 @@ model.generate(**inputs, custom_generate=decoder)
 ```"""
 
 
-def write_card(recipe, report: dict, folder: Path) -> None:
-    """Write ``README.md`` into ``folder``, every figure in it from ``report``."""
+def write_card(recipe, tags: Sequence[str], report: dict, folder: Path) -> None:
+    """Write ``README.md`` into ``folder``, every figure in it from ``report``; ``tags`` are those of the objective."""
     kind, measure, after = recipe.tuned.kind, recipe.measured, report["measured"]
     before = report.get("measured_before") or {}
     load = "AutoModelForCausalLM.from_pretrained" if kind != "gated" else "load_adapted"
@@ -64,7 +65,7 @@ def write_card(recipe, report: dict, folder: Path) -> None:
     accepted = [f"{value:.2f}" for name, value in after.items() if name.startswith("acceptance_")]
     (folder / "README.md").write_text(
         CARD.format(
-            tag=", set-block-decoding" if recipe.objective == "sbd" else "",
+            tags=", ".join(["setflow", *tags]),
             base=f"\nbase_model: {recipe.model}" if recipe.model and "/" in recipe.model else "",
             title=Path(recipe.output).name,
             what=WHAT[kind],

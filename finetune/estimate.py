@@ -7,8 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from decoding.checks import check_count
-from decoding.previous import ResampleConfig
+from decoding.training.objective import RowsPerToken
 from decoding.training.packed import HEAD_CHUNK
+from finetune.objectives import build_objective
 from finetune.recipe import Recipe, head_size
 
 # bf16 FLOP/s of the tensor cores without sparsity, and bytes of memory; NVIDIA's data sheets (SXM).
@@ -108,37 +109,27 @@ class Estimate:
 
     @property
     def activations(self) -> float:
-        kept, constant, _ = self.rows
         config, layers = self.config, self.config.num_hidden_layers
         layer = layer_bytes(config, self._width)
         per_row = layers * config.hidden_size * self._width + layer if self._checkpointed else layers * layer
         keys = 2 * layers * config.num_key_value_heads * head_size(config) * self._width
-        return self._micro_batch * (kept * per_row + constant * keys)
+        return self._micro_batch * (self.rows.trained * per_row + self.rows.constant * keys)
 
     @property
     def logits(self) -> float:
         """Of one chunk: in the forward's dtype, in float32, their softmax and its gradient; a teacher's, too."""
-        count = min(self._micro_batch * self.rows[2] * self.config.vocab_size, HEAD_CHUNK)
-        return count * (self._width + 12) * (2 if self._distills else 1)
+        count = min(self._micro_batch * self.rows.labelled * self.config.vocab_size, HEAD_CHUNK)
+        return count * (self._width + 12) * (2 if self.rows.taught else 1)
 
     @property
     def memory(self) -> float:
         return self.weights + self.gradients_and_optimizer + self.activations + self.logits
 
-    @property
-    def rows(self) -> tuple[float, float, float]:
-        """Rows for each token of text: with a gradient, without one (the clean rows of a gated adapter), with logits."""
-        options = self.recipe.objective_options
-        if self.recipe.objective == "rpt" and options.get("layout") == "branches":
-            trained = ResampleConfig(**options)
-            branches = trained.window_share
-            return 1 + branches * (trained.window - 1), 0, 1 + branches * trained.sequence_share
-        if self.recipe.objective != "sbd":
-            return 1, 0, 1
-        copies = 2 if options.get("complement") else 1
-        whole = options.get("all_mask_share", 0.0)
-        masked = 1 if copies == 2 else whole + (1 - whole) / 2  # a uniform rate masks half
-        return (copies, 1, masked) if self._kind == "gated" else (1 + copies, 0, 1 + masked)
+    @cached_property
+    def rows(self) -> RowsPerToken:
+        """What the objective runs."""
+        recipe = self.recipe
+        return recipe.tuned.fit(build_objective(recipe.objective, recipe.objective_options)).rows_per_token()
 
     @property
     def flops_per_token(self) -> float:
@@ -148,7 +139,7 @@ class Estimate:
         frozen one needs not; a row without gradient costs the first 2 only, and checkpointing runs the forward again.
         Attention: forward 4 * heads * size for each key that a row sees, L / 2 on average, and twice that backward.
         """
-        kept, constant, labelled = self.rows
+        kept, constant, labelled, taught = self.rows
         config, again = self.config, int(self._checkpointed)
         layers = sum(p.numel() for p in self.model.get_decoder().layers.parameters())
         seen = (
@@ -157,8 +148,7 @@ class Estimate:
         passes = 6 if self._kind == "full" else 4
         trunk = kept * ((passes + 2 * again) * layers + (3 + again) * seen) + constant * (2 * layers + seen)
         head = config.hidden_size * config.vocab_size
-        teacher = labelled - (self._kind != "gated") if self._distills else 0
-        return trunk + head * (passes * labelled + 2 * teacher)
+        return trunk + head * (passes * labelled + 2 * taught)
 
     @property
     def tokens_per_step(self) -> int:
@@ -204,10 +194,6 @@ class Estimate:
     @property
     def _checkpointed(self) -> bool:
         return bool(self.recipe.training.get("gradient_checkpointing"))
-
-    @property
-    def _distills(self) -> bool:
-        return self.recipe.objective == "sbd" and bool(self.recipe.objective_options.get("distill"))
 
 
 def layer_bytes(config: PretrainedConfig, width: int) -> float:

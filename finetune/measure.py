@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding import decoder_from_spec, find_mask_token
+from decoding import Objective, decoder_from_spec, find_mask_token
 from decoding.checks import check_count
 from decoding.forward.mask_token import has_mask_token
-from decoding.training.blocks import BlockGrid, set_block_visibility
-from decoding.training.packed import Packing, target_mask
-from sbd.objective import run_copies
+from decoding.training.blocks import BlockGrid
+from decoding.training.copies import run_copies
+from decoding.training.packed import Packing, find_loss_mask
 
 CHUNK = 512  # rows whose laws are held at once
 
@@ -41,7 +41,7 @@ class Measure:
         for name in ("block_size", "rows", "prompts", "prompt_tokens", "max_new_tokens"):
             check_count(f"measure.{name}", getattr(self, name))
 
-    def __call__(self, model, objective, rows: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    def __call__(self, model, objective: Objective, rows: Iterable[dict[str, Tensor]]) -> dict[str, float]:
         """Figures of ``model`` on held-out ``rows`` (items of a PackedDataset): a flat dictionary for logs and cards."""
         was_training = model.training
         model.eval()
@@ -64,19 +64,19 @@ class Measure:
 
 
 @torch.no_grad()
-def objective_losses(model, objective, batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The objective's metrics on ``batches``, with the same masks at every call; means over labels, in nats."""
-    sums, labels = {}, 0
+def objective_losses(model, objective: Objective, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The objective's metrics on ``batches``, with the same masks at every call; means over targets, in nats."""
+    sums, num_targets = {}, 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
             loss, metrics = objective(model, batch)
-            count = metrics.pop("labels", 1)
-            labels += count
+            count = metrics.pop("num_targets")
+            num_targets += count
             for name, value in {"objective_loss": loss, **metrics}.items():
                 if torch.isfinite(torch.as_tensor(value)):
                     sums[name] = sums.get(name, 0.0) + float(value) * count
-    return {name: total / max(1, labels) for name, total in sums.items()}
+    return {name: total / max(1, num_targets) for name, total in sums.items()}
 
 
 @torch.no_grad()
@@ -90,14 +90,11 @@ def acceptance_by_offset(model, batches: list[dict[str, Tensor]], block_size: in
     sums, counts = torch.zeros(block_size), torch.zeros(block_size)
     for batch in batches:
         tokens = batch["input_ids"]
-        packing = Packing.of(batch["document_ids"])
-        wanted = target_mask(batch, packing)
-        blocks = BlockGrid.of(packing, wanted, block_size)
-        rows = torch.cat([tokens, tokens.masked_fill(wanted, mask_id)], dim=1)
-        visibility = set_block_visibility(packing, blocks)
-        hidden = run_copies(model, rows, packing.position.repeat(1, 2), visibility, tokens.shape[1])
-        clean, masked = hidden.chunk(2, dim=1)
-        chosen = wanted & (packing.position > 0)
+        packing = Packing.from_document_ids(batch["document_ids"])
+        loss_mask = find_loss_mask(batch, packing)
+        blocks = BlockGrid.from_packing(packing, loss_mask, block_size)
+        clean, masked = run_copies(model, tokens, [tokens.masked_fill(loss_mask, mask_id)], packing, blocks)
+        chosen = loss_mask & (packing.position > 0)
         offsets = (packing.index - blocks.start)[chosen]
         pairs = zip(clean.roll(1, dims=1)[chosen].split(CHUNK), masked[chosen].split(CHUNK), strict=True)
         overlap = torch.cat([_overlap(head(p), head(q), mask_id) for p, q in pairs])

@@ -13,7 +13,7 @@ Document = dict
 
 
 class PackedDataset(Dataset):
-    """Rows of ``sequence_length`` tokens: {"input_ids", "document_ids"} int64 [L] and "targets" bool [L].
+    """Rows of ``sequence_length`` tokens: {"input_ids", "document_ids"} int64 [L] and "loss_mask" bool [L].
 
     Documents follow each other in the given order; one that does not fit goes on in the next row as a document of its
     own. The incomplete last row and rows without any target are left out.
@@ -73,4 +73,4 @@ def pack(documents: Iterable[Document], length: int) -> Iterator[tuple[np.ndarra
 
 
 def _item(tokens: Tensor, documents: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": tokens.long(), "document_ids": documents.long(), "targets": targets}
+    return {"input_ids": tokens.long(), "document_ids": documents.long(), "loss_mask": targets}

@@ -12,13 +12,13 @@ import transformers
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from decoding import NextTokenObjective
+from decoding import NextTokenObjective, Objective, find_mask_token
 from decoding.forward.adapter import gated_adapter
+from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
 from finetune.data import load_documents, stream_documents
 from finetune.interrupts import SaveOnInterrupt, full_disk_named
-from finetune.mask_token import initialise_mask_token
-from finetune.objectives import METHODS
+from finetune.objectives import build_objective
 from finetune.packing import PackedDataset, StreamedRows
 from finetune.recipe import Recipe, check_source
 from finetune.resume import check_same_run, keep_recipe, last_checkpoint
@@ -49,12 +49,13 @@ def finetune(recipe: Recipe) -> dict:
     train, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
     model = _build_model(recipe, tokenizer, arguments)
     model.set_attn_implementation(recipe.attention_on(arguments.device, model.config))
-    method, tuned = METHODS[recipe.objective], recipe.tuned
-    objective = tuned.gate(model, method.build(recipe.objective_options))
-    method.prepare(objective, model, tokenizer)
+    tuned = recipe.tuned
+    objective = tuned.fit(build_objective(recipe.objective, recipe.objective_options))
+    tuned.add_gated_adapter(model)
+    objective.prepare(model, tokenizer)
     if recipe.mask_init != "mean":
-        initialise_mask_token(model, model.generation_config.mask_token_id, recipe.mask_init)
-    tuned.add_lora(model)
+        initialise_mask_token(model, find_mask_token(model), recipe.mask_init)
+    tuned.add_lora(model, objective)
     if recipe.compile:
         model.get_decoder().compile()
     rows = [row for data in held_out.values() for row in (data[i] for i in range(min(len(data), recipe.measured.rows)))]
@@ -92,7 +93,7 @@ def finetune(recipe: Recipe) -> dict:
         "measured": trainer.measured() if recipe.measure else {},
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
-    method.record(objective, model, tokenizer)
+    objective.record(model)
     if recipe.decoder is not None:
         model.generation_config.decoder = recipe.decoder
     # Else transformers takes the file for a copy of config.json when it loads it, and drops what that does not have.
@@ -101,10 +102,10 @@ def finetune(recipe: Recipe) -> dict:
     if trainer.is_world_process_zero():
         with full_disk_named(recipe.output):
             tokenizer.save_pretrained(folder)  # before the model, since merging an adapter copies it
-            _save(recipe, model, weights, folder)
+            _save(recipe, objective, model, weights, folder)
             (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
             if recipe.measure:
-                write_card(recipe, report, folder)
+                write_card(recipe, objective.tags, report, folder)
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -143,9 +144,10 @@ def _held_out_losses(trainer: ObjectiveTrainer, held_out: dict[str, PackedDatase
     return {name: round(loss, 4) for name, loss in losses.items()}
 
 
-def _save(recipe: Recipe, model, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    dtype = getattr(torch, recipe.save_dtype)
-    METHODS[recipe.objective].save(model, weights, folder)
+def _save(recipe: Recipe, objective: Objective, model, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    dtype, extra = getattr(torch, recipe.save_dtype), objective.extra_files(weights)
+    for name, content in extra.items():
+        (folder / name).write_bytes(content)
     if recipe.tuned.kind == "gated":
         gated_adapter(model).save(model, folder, dtype)
         return
@@ -155,6 +157,8 @@ def _save(recipe: Recipe, model, weights: dict[str, torch.Tensor], folder: Path)
     if recipe.tuned.merge:
         model.generation_config.save_pretrained(folder)
         merge_adapter(folder, folder / "merged", dtype)
+        for name, content in extra.items():
+            (folder / "merged" / name).write_bytes(content)
     elif recipe.tuned.kind == "lora":
         model.generation_config.save_pretrained(folder)
 

@@ -11,18 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 
-from decoding.training.packed import Packing, target_mask
+from decoding.training.packed import Packing, find_loss_mask
 
 TRAINED_FILE = "trained.safetensors"  # of a checkpoint of which most weights are frozen
 
 
 class ObjectiveTrainer(Trainer):
-    """A Trainer whose loss is ``objective(model, batch) -> (loss, metrics)``; metrics are averaged into its logs.
+    """A Trainer whose loss is that of an Objective; its metrics are averaged into the logs.
 
-    The loss of a step is the mean over the labels of all its micro-batches on all processes, whatever their number. For
-    that an objective says in ``metrics["labels"]`` over how many labels its loss is the mean; one that does not say is
-    taken to mean over the target tokens of its batch. Random masks depend on the seed, the step, the micro-batch and
-    the process alone, so neither resuming nor evaluating changes them.
+    The loss of a step is the mean over the targets of all its micro-batches on all processes, whatever their number. For
+    that an objective says in ``metrics["num_targets"]`` over how many its loss is the mean. Random masks depend on the
+    seed, the step, the micro-batch and the process alone, so neither resuming nor evaluating changes them.
 
     Evaluation always measures the next-token loss (``evaluation_objective``), so that every method is judged alike, and
     logs what ``measure(model)`` returns. Checkpoints hold only what is trained.
@@ -41,12 +40,12 @@ class ObjectiveTrainer(Trainer):
 
     def _start_step(self) -> None:
         self._micro_batch = 0
-        self._labels = torch.zeros((), device=self.args.device)
+        self._num_targets = torch.zeros((), device=self.args.device)
         self._loss = torch.zeros((), device=self.args.device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """The target tokens of one optimizer step, on all processes."""
-        count = sum(_count_targets(batch) for batch in batch_samples)
+        """The tokens to be learned in one optimizer step, on all processes."""
+        count = sum(_count_learned(batch) for batch in batch_samples)
         count = self.accelerator.reduce(torch.as_tensor(count, device=device, dtype=torch.float32), "sum")
         return count.clamp_min(1)
 
@@ -66,25 +65,24 @@ class ObjectiveTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower training.learning_rate or set "
                 f"training.max_grad_norm; checkpoints of earlier steps are in {self.args.output_dir}"
             )
-        targets = _count_targets(inputs)
-        labels = metrics.pop("labels", targets)
+        num_targets = metrics.pop("num_targets")
         if not self._can_rescale:
-            labels = targets
+            num_targets = _count_learned(inputs)
         for name, value in metrics.items():
-            if torch.isfinite(torch.as_tensor(value)):  # the mean over no label is not
+            if torch.isfinite(torch.as_tensor(value)):  # the mean over no target is not
                 self._sums[name] += float(value)
                 self._calls[name] += 1
-        self._labels += labels
-        self._loss += loss.detach() * labels
+        self._num_targets += num_targets
+        self._loss += loss.detach() * num_targets
         # Backward hooks average over processes, so the factor makes it a sum; _finish_step divides by the true number.
-        return loss * (labels * self.accelerator.num_processes / num_items_in_batch)
+        return loss * (num_targets * self.accelerator.num_processes / num_items_in_batch)
 
     def _finish_step(self, num_items_in_batch: Tensor) -> Tensor:
-        """Divide the summed gradient by the number of labels; returns the loss in such a form that logs average it right."""
-        labels = self.accelerator.reduce(self._labels, "sum").clamp_min(1)
-        loss = self._loss * self.accelerator.num_processes / labels
+        """Divide the summed gradient by the number of targets; returns the loss in such a form that logs average it right."""
+        num_targets = self.accelerator.reduce(self._num_targets, "sum").clamp_min(1)
+        loss = self._loss * self.accelerator.num_processes / num_targets
         if self._can_rescale:
-            factor = num_items_in_batch / labels
+            factor = num_items_in_batch / num_targets
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
@@ -93,7 +91,7 @@ class ObjectiveTrainer(Trainer):
 
     @property
     def _can_rescale(self) -> bool:
-        """DeepSpeed takes its step inside backward, so there each micro-batch counts as its target tokens."""
+        """DeepSpeed takes its step inside backward, so there each micro-batch counts as its tokens to be learned."""
         return self.accelerator.distributed_type != DistributedType.DEEPSPEED
 
     def _run(self, objective, model, inputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -166,5 +164,5 @@ def _forward_runs(objective, model):
             model.forward = stock
 
 
-def _count_targets(batch: dict[str, Tensor]) -> Tensor:
-    return target_mask(batch, Packing.of(batch["document_ids"])).sum()
+def _count_learned(batch: dict[str, Tensor]) -> Tensor:
+    return find_loss_mask(batch, Packing.from_document_ids(batch["document_ids"])).sum()

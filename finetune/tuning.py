@@ -1,6 +1,5 @@
 """What is trained: all weights, LoRA on all rows, or LoRA that acts on mask rows only."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from decoding import Objective
 from decoding.checks import check_choice, check_count, check_range
 from decoding.forward.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter
 
@@ -46,23 +46,25 @@ class Tuning:
     def scaled_alpha(self) -> float:
         return 2 * self.rank if self.alpha is None else self.alpha
 
-    def gate(self, model, objective):
-        """Before the mask token is set: attach a gated adapter if one is wanted. Returns the objective that fits."""
-        if self.kind != "gated":
-            return objective
-        if "gated" not in {field.name for field in dataclasses.fields(objective)}:
-            raise ValueError(f"tuning.kind gated trains mask rows alone, which {type(objective).__name__} cannot")
-        model.requires_grad_(False)
-        GatedAdapter(model, self.rank, self.scaled_alpha, self.targets).attach(model)
-        return dataclasses.replace(objective, gated=True)
+    def fit(self, objective: Objective) -> Objective:
+        """The objective for what is trained; raises ValueError if it cannot train that."""
+        try:
+            return objective.for_tuning(self.kind)
+        except ValueError as error:
+            raise ValueError(f"tuning.kind: {error}") from None
 
-    def add_lora(self, model) -> None:
-        """After the mask token is set: add peft's LoRA if it is wanted, with the mask token's embedding trained too."""
+    def add_gated_adapter(self, model) -> None:
+        """Before the objective prepares the model: attach a gated adapter if one is wanted."""
+        if self.kind == "gated":
+            model.requires_grad_(False)
+            GatedAdapter(model, self.rank, self.scaled_alpha, self.targets).attach(model)
+
+    def add_lora(self, model, objective: Objective) -> None:
+        """After the objective has prepared the model: add peft's LoRA if it is wanted. What was added is trained, too."""
         if self.kind != "lora":
             return
         from peft import LoraConfig
 
-        mask_token_id = getattr(model.generation_config, "mask_token_id", None)
         model.add_adapter(
             LoraConfig(
                 task_type="CAUSAL_LM",
@@ -70,9 +72,11 @@ class Tuning:
                 lora_alpha=self.scaled_alpha,
                 lora_dropout=self.dropout,
                 target_modules=list(self.targets),
-                trainable_token_indices=None if mask_token_id is None else [mask_token_id],
+                trainable_token_indices=objective.added_token_ids(model) or None,
             )
         )
+        for parameter in objective.added_parameters(model):
+            parameter.requires_grad_(True)
 
 
 def merge_adapter(folder: str | Path, output: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:

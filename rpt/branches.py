@@ -18,46 +18,46 @@ from decoding.training.packed import Packing
 
 @dataclass(frozen=True)
 class Branches:
-    """Rows [B, N (w - 1)] behind the L of the plain text: places of their tokens, positions, offsets and what they see.
+    """Rows [B, N (w - 1)] behind the L of the plain text: indices of their tokens, positions, offsets and what they see.
 
-    ``place`` [B, N] is where the token stands that the last row of a branch predicts, ``is_real`` [B, N] whether it is
-    to be learned; the others fill the rectangle.
+    ``index`` [B, N] is that of the token that the last row of a branch predicts, ``is_real`` [B, N] whether it is to be
+    learned; the others fill the rectangle.
     """
 
     token: Tensor
     position: Tensor
     offset: Tensor
     visibility: Visibility
-    place: Tensor
+    index: Tensor
     is_real: Tensor
 
     @classmethod
-    def draw(cls, config: ResampleConfig, packing: Packing, wanted: Tensor, generator=None) -> "Branches":
-        """A share q of the wanted tokens of a share s of the rows; none at the border of its document."""
-        batch, length = wanted.shape
-        w, device = config.window, wanted.device
-        eligible = wanted & (packing.position > 0) & (packing.index + w <= packing.end)
+    def draw(cls, config: ResampleConfig, packing: Packing, loss_mask: Tensor, generator=None) -> "Branches":
+        """A share q of the tokens in ``loss_mask`` [B, L] of a share s of the rows; none at the border of its document."""
+        batch, length = loss_mask.shape
+        w, device = config.window, loss_mask.device
+        eligible = loss_mask & (packing.position > 0) & (packing.index + w <= packing.end)
         drawn = torch.rand(batch, length, generator=generator).to(device).masked_fill(~eligible, 2)
         taken = torch.rand(batch, 1, generator=generator).to(device) < config.sequence_share
-        place = drawn.topk(ceil(config.window_share * length), largest=False).indices.sort(dim=1).values
-        is_real = eligible.gather(1, place) & taken
+        index = drawn.topk(ceil(config.window_share * length), largest=False).indices.sort(dim=1).values
+        is_real = eligible.gather(1, index) & taken
 
         step = torch.arange(w - 1, device=device)
         shift = 1 if config.rope_index == "slot" else 0  # where decoding.previous puts them, too
-        at = place[..., None] + 1 - shift + step
-        first = length + (w - 1) * torch.arange(place.shape[1], device=device)[:, None]
+        at = index[..., None] + 1 - shift + step
+        first = length + (w - 1) * torch.arange(index.shape[1], device=device)[:, None]
 
         def rows(values: Tensor) -> Tensor:
-            return values.expand(*place.shape, w - 1).flatten(1)
+            return values.expand(*index.shape, w - 1).flatten(1)
 
-        start = packing.start.gather(1, place)
+        start = packing.start.gather(1, index)
         visibility = Visibility(
             prefix_start=rows(start[..., None]),
-            prefix_end=rows(place[..., None]),
+            prefix_end=rows(index[..., None]),
             own_start=rows(first),
             own_end=rows(first + step + 1),
             anchor=rows(at),
         )
-        token = rows(place[..., None] + 1 + step).clamp_max(length - 1)
+        token = rows(index[..., None] + 1 + step).clamp_max(length - 1)
         offset = rows(torch.where(is_real[..., None] & (step == w - 2), 1 - w, 1))
-        return cls(token, rows(at - start[..., None]), offset, visibility, place, is_real)
+        return cls(token, rows(at - start[..., None]), offset, visibility, index, is_real)

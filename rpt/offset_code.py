@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from decoding.forward.gating import offsets
@@ -83,18 +83,20 @@ def attach_offset_code(model, config: ResampleConfig) -> OffsetCode:
     return code
 
 
-def save_offset_code(model, folder: str | Path, table: Tensor | None = None) -> None:
-    """Write the model's offset code and how it was trained into ``folder``, next to the model's or an adapter's files.
-
-    ``table`` stands for the module's own where that is cut up over several devices.
-    """
+def save_offset_code(model, folder: str | Path) -> None:
+    """Write the model's offset code and how it was trained into ``folder``, next to the model's or an adapter's files."""
     model = _innermost(model)
     if getattr(model, "offset_code", None) is None:
         raise ValueError("offset_code: this model has none; train it with ResampleObjective first")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    codes = OffsetCode.GAIN * (model.offset_code.table if table is None else table).detach().float()
-    trained = {"resample": json.dumps(model.config.resample)}
-    save_file({"table": codes.cpu().contiguous()}, Path(folder) / OFFSET_CODE_FILE, trained)
+    config = ResampleConfig(**model.config.resample)
+    (Path(folder) / OFFSET_CODE_FILE).write_bytes(offset_code_file(model.offset_code.table, config))
+
+
+def offset_code_file(table: Tensor, config: ResampleConfig) -> bytes:
+    """The content of OFFSET_CODE_FILE for the ``table`` of an OffsetCode that was trained as ``config`` says."""
+    codes = (OffsetCode.GAIN * table.detach().float()).cpu().contiguous()
+    return save({"table": codes}, {"resample": json.dumps(config.as_dict())})
 
 
 def load_offset_code(model, folder: str | Path) -> OffsetCode:

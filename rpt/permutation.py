@@ -33,33 +33,33 @@ class WindowPermuter:
 
     Walk left to right and start a window with probability q / (1 - q w) at every eligible position, then skip w + 1
     positions: away from borders the share of window starts is q, and an untouched token lies between two windows. A
-    position is eligible if the whole window lies in one document, not at its start, and all its tokens are wanted.
+    position is eligible if the whole window lies in one document, not at its start, and all its tokens are to be learned.
     """
 
     config: ResampleConfig
 
-    def __call__(self, packing: Packing, wanted: Tensor, generator: torch.Generator | None = None) -> Reordered:
-        """Reorder a batch; ``wanted`` [B, L] are the tokens to be learned. Draws from torch's generator by default."""
+    def __call__(self, packing: Packing, loss_mask: Tensor, generator: torch.Generator | None = None) -> Reordered:
+        """Reorder a batch; ``loss_mask`` [B, L] bool: the tokens to be learned. Draws from torch's generator by default."""
         sigma = packing.index.clone()
-        for row, start in self._starts(packing, wanted, generator):
+        for row, start in self._starts(packing, loss_mask, generator):
             order = self._order(generator)
             sigma[row, start : start + len(order)] = start + torch.tensor(order, device=sigma.device)
         return reordered(packing, sigma, self.config.prev_target)
 
-    def _starts(self, packing: Packing, wanted: Tensor, generator) -> list[tuple[int, int]]:
-        """(row, place) of every window."""
+    def _starts(self, packing: Packing, loss_mask: Tensor, generator) -> list[tuple[int, int]]:
+        """(row, index of the first token) of every window."""
         w, q = self.config.window, self.config.window_share
         rate = q / (1 - q * w)
         eligible = (packing.position > 0) & (packing.index + w <= packing.end) & ~packing.is_padding
         for ahead in range(w):
-            eligible &= wanted.roll(-ahead, dims=1)
+            eligible &= loss_mask.roll(-ahead, dims=1)
         # Drawing every position and dropping what lies too near to a window is the same walk.
         chosen = torch.rand(eligible.shape, generator=generator) < rate
         permuted = torch.rand(len(eligible), 1, generator=generator) < self.config.sequence_share
         starts, last = [], (-1, 0)
-        for row, place in (chosen & permuted & eligible.cpu()).nonzero().tolist():
-            if row != last[0] or place > last[1] + w:
-                last = (row, place)
+        for row, index in (chosen & permuted & eligible.cpu()).nonzero().tolist():
+            if row != last[0] or index > last[1] + w:
+                last = (row, index)
                 starts.append(last)
         return starts
 

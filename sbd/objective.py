@@ -4,29 +4,29 @@ Source: arXiv 2509.04185, equation 14 and figures 7 and 9. One forward runs a cl
 copy whose rows see the clean tokens before their block and the whole of their own masked block.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
-from transformers import DynamicCache
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decoding.checks import check_choice, check_range
-from decoding.forward.attention import run_trunk
-from decoding.forward.gating import marked_block_rows
 from decoding.forward.mask_token import find_mask_token
-from decoding.forward.visibility import Visibility
-from decoding.training.blocks import BlockGrid, set_block_visibility
-from decoding.training.packed import Packing, in_chunks, next_token_targets, row_losses, target_mask
+from decoding.training.blocks import BlockGrid, check_block_sizes, draw_block_size
+from decoding.training.copies import run_copies
+from decoding.training.new_mask_token import choose_mask_token, initialise_mask_token
+from decoding.training.objective import Objective, RowsPerToken
+from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_token_losses, row_losses
 
 
 @dataclass(frozen=True)
-class SetBlockObjective:
+class SetBlockObjective(Objective):
     """Loss in nats: next-token cross-entropy of the clean rows plus cross-entropy of the masked tokens of the blocks.
 
-    Called as ``objective(model, batch) -> (loss, metrics)``, batch as in :mod:`decoding.training.packed`. The loss is
-    the sum of both parts divided by the number of all labels (equation 14; no weight for the masking rate).
+    The loss is the sum of both parts divided by the number of all targets (equation 14; no weight for the masking rate).
 
     block_sizes: one is drawn for each call; must hold every size used for decoding. The paper draws 2..16.
     eta_scope: the masking rate is uniform on (0, 1), one draw per "sequence" (paper) or per "block".
@@ -41,7 +41,12 @@ class SetBlockObjective:
         token, which aims at the acceptance of drafts, 1 - TV(p, q).
     gated: what is trained acts on mask rows only, so the clean rows are constants: they run without gradient, and the
         next-token loss, which nothing can change, is left out.
+    mask_token_id: by default the one that the model's generation config names.
+
+    Metrics: ``ntp_loss``, ``matp_loss`` and, with ``distill``, ``distill_kl``.
     """
+
+    tags = ("set-block-decoding",)
 
     block_sizes: tuple[int, ...] = tuple(range(2, 17))
     eta_scope: Literal["sequence", "block"] = "sequence"
@@ -56,9 +61,7 @@ class SetBlockObjective:
     mask_token_id: int | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "block_sizes", tuple(self.block_sizes))
-        if not self.block_sizes or min(self.block_sizes) < 1:
-            raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {self.block_sizes}")
+        object.__setattr__(self, "block_sizes", check_block_sizes(self.block_sizes))
         check_choice("eta_scope", self.eta_scope, ("sequence", "block"))
         check_choice("phase", self.phase, ("document", "random", "response"))
         check_range("all_mask_share", self.all_mask_share, 0, 1)
@@ -68,28 +71,45 @@ class SetBlockObjective:
         if self.gated and self.ntp_weight != 1:
             raise ValueError(f"ntp_weight has no meaning with gated=True, got {self.ntp_weight!r}; leave it out")
 
-    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def for_tuning(self, kind: str) -> "SetBlockObjective":
+        return replace(self, gated=True) if kind == "gated" else self
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        initialise_mask_token(model, choose_mask_token(model, tokenizer, self.mask_token_id))
+
+    def added_token_ids(self, model: PreTrainedModel) -> list[int]:
+        return [find_mask_token(model, self.mask_token_id)]
+
+    def record(self, model: PreTrainedModel) -> None:
+        model.generation_config.trained_block_sizes = list(self.block_sizes)
+
+    def rows_per_token(self) -> RowsPerToken:
+        copies, masked = 2 if self.complement else 1, 1.0
+        if not self.complement:
+            rates = (mean(1 / (2 - self.mask_ramp * j / max(1, k - 1)) for j in range(k)) for k in self.block_sizes)
+            masked = self.all_mask_share + (1 - self.all_mask_share) * mean(rates)
+        taught = masked if self.distill else 0.0
+        return (
+            RowsPerToken(copies, 1, masked, taught) if self.gated else RowsPerToken(1 + copies, 0, 1 + masked, taught)
+        )
+
+    def __call__(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | int]]:
         tokens = batch["input_ids"]
-        packing = Packing.of(batch["document_ids"])
-        wanted = target_mask(batch, packing)
-        blocks = BlockGrid.of(packing, wanted, self._draw_block_size(), self.phase)
-        masked = self.draw_masks(blocks) & wanted
-        copies = [masked, ~masked & wanted] if self.complement else [masked]
+        packing = Packing.from_document_ids(batch["document_ids"])
+        loss_mask = find_loss_mask(batch, packing)
+        blocks = BlockGrid.from_packing(packing, loss_mask, draw_block_size(self.block_sizes), self.phase)
+        masked = self.draw_masks(blocks) & loss_mask
+        copies = [masked, ~masked & loss_mask] if self.complement else [masked]
 
         mask_id = find_mask_token(model, self.mask_token_id)
-        rows = torch.cat([tokens, *(tokens.masked_fill(mask, mask_id) for mask in copies)], dim=1)
-        positions = packing.position.repeat(1, 1 + len(copies))
-        hidden = run_copies(
-            model, rows, positions, set_block_visibility(packing, blocks, len(copies)), tokens.shape[1], self.gated
-        )
-        clean, *noisy = hidden.split(tokens.shape[1], dim=1)
+        noisy = [tokens.masked_fill(mask, mask_id) for mask in copies]
+        clean, *noisy = run_copies(model, tokens, noisy, packing, blocks, frozen_clean=self.gated)
 
-        next_rows = next_token_targets(packing, wanted & (not self.gated))
-        ntp = row_losses(model, clean[next_rows], tokens.roll(-1, dims=1)[next_rows])
+        ntp = next_token_losses(model, clean, tokens, packing, loss_mask & (not self.gated))
         matp, divergence = self._masked_losses(model, tokens, clean, noisy, copies, packing)
         count = max(1, ntp.numel() + matp.numel())
         loss = (self.ntp_weight * ntp.sum() + self.matp_weight * matp.sum()) / count
-        metrics = {"matp_loss": matp.detach().mean(), "labels": count}
+        metrics = {"matp_loss": matp.detach().mean(), "num_targets": count}
         if not self.gated:
             metrics["ntp_loss"] = ntp.detach().mean()
         if self.distill:
@@ -97,10 +117,7 @@ class SetBlockObjective:
             metrics["distill_kl"] = divergence.detach().mean()
         return loss, metrics
 
-    def _draw_block_size(self) -> int:
-        return self.block_sizes[int(torch.randint(len(self.block_sizes), ()))]
-
-    def draw_masks(self, blocks: "BlockGrid") -> Tensor:
+    def draw_masks(self, blocks: BlockGrid) -> Tensor:
         """[B, L] bool: which tokens of the masked copy are replaced by the mask token."""
         shape, device = blocks.start.shape, blocks.start.device
         per_block = torch.rand(shape, device=device).gather(1, blocks.start)
@@ -128,33 +145,3 @@ class SetBlockObjective:
         before = torch.cat([before[mask] for mask in copies])
         matp, divergence = in_chunks(losses, model.config.vocab_size, masked, labels, before).unbind(1)
         return matp, divergence[torch.cat([packing.position[mask] > 0 for mask in copies])]
-
-
-def run_copies(
-    model, rows: Tensor, positions: Tensor, visibility: Visibility, length: int, frozen_clean: bool = False
-) -> Tensor:
-    """Hidden states [B, R, D] of [clean copy | masked copies], where the clean copy has ``length`` rows.
-
-    In one forward, or in two with the same result: then the masked rows find the keys of the clean copy in a cache, in
-    the slots where one forward would have them. Two are needed for ``frozen_clean``, which runs the clean copy without
-    gradient, and save time where the mask is dense, as the clean rows have no use for the keys of the masked ones.
-    """
-    is_block = (torch.arange(rows.shape[1], device=rows.device) >= length).expand_as(rows)
-    if not frozen_clean and not _gains_by_two_forwards(model):
-        with marked_block_rows(is_block):
-            return run_trunk(model, rows, positions, visibility, rows.shape[1])
-    cache = DynamicCache()
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_clean):
-        clean = visibility.of_rows(slice(length))
-        clean = run_trunk(model, rows[:, :length], positions[:, :length], clean, length, cache)
-    with marked_block_rows(is_block[:, length:]):
-        masked = visibility.of_rows(slice(length, None))
-        masked = run_trunk(model, rows[:, length:], positions[:, length:], masked, rows.shape[1], cache)
-    return torch.cat([clean, masked], dim=1)
-
-
-def _gains_by_two_forwards(model) -> bool:
-    """Other attention skips hidden keys anyway; checkpointing has no caches; a compiled trunk is compiled for one shape."""
-    checkpointed = model.training and model.is_gradient_checkpointing
-    compiled = model.get_decoder()._compiled_call_impl is not None
-    return model.config._attn_implementation in ("sdpa", "eager") and not checkpointed and not compiled

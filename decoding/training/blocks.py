@@ -1,5 +1,6 @@
 """Blocks in training: where they lie in packed rows, and what the rows of a clean and a corrupted copy see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,25 +12,43 @@ from decoding.training.packed import Packing
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """The block [start, end) of every token of a packed row, both [B, L]; no block crosses a document."""
+    """The block of every token of a packed row: indices [start, end), both [B, L]. No block crosses a document."""
 
     size: int
     start: Tensor
     end: Tensor
 
     @classmethod
-    def of(cls, packing: Packing, wanted: Tensor, size: int, phase: str = "document") -> "BlockGrid":
+    def from_packing(cls, packing: Packing, loss_mask: Tensor, size: int, phase: str = "document") -> "BlockGrid":
+        """Blocks of ``size`` tokens, the last of a document shorter.
+
+        phase: where the grid starts: at each "document", at a "random" offset to it, or for "response" also anew
+            wherever ``loss_mask`` [B, L] bool changes.
+        """
         segment_start, segment_end = packing.start, packing.end
         if phase == "response":
-            # A segment is a run of equal `wanted` inside a document: give each run an id and bound it like a document.
-            run = (wanted.long().diff(dim=1, prepend=wanted[:, :1].long()) != 0).cumsum(1)
-            runs = Packing.of(torch.where(packing.is_padding, -1, packing.start * (run.max() + 1) + run))
+            # A segment is a run of equal `loss_mask` inside a document: give each run an id and bound it like a document.
+            run = (loss_mask.long().diff(dim=1, prepend=loss_mask[:, :1].long()) != 0).cumsum(1)
+            runs = Packing.from_document_ids(torch.where(packing.is_padding, -1, packing.start * (run.max() + 1) + run))
             segment_start, segment_end = runs.start, runs.end
         # A shifted grid has a first block of `shift` tokens; counting from shift - size lets one formula serve both.
         shift = int(torch.randint(size, ())) if phase == "random" else 0
         origin = segment_start + shift - (size if shift else 0)
         start = origin + (packing.index - origin).div(size, rounding_mode="floor") * size
         return cls(size, torch.maximum(start, segment_start), torch.minimum(start + size, segment_end))
+
+
+def check_block_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """``sizes`` as a tuple; raises ValueError unless they are one or more numbers of tokens."""
+    sizes = tuple(sizes)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {sizes}")
+    return sizes
+
+
+def draw_block_size(sizes: Sequence[int]) -> int:
+    """One of ``sizes``, all equally likely, from torch's generator."""
+    return sizes[int(torch.randint(len(sizes), ()))]
 
 
 def set_block_visibility(packing: Packing, blocks: BlockGrid, copies: int = 1) -> Visibility:

@@ -1,27 +1,69 @@
-"""Next-token prediction on packed rows: the baseline objective, on the same batches as the methods'."""
+"""What an objective is: a loss, and what it asks of a model, its tokenizer and its folder besides."""
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
-from torch import Tensor
-
-from decoding.forward.attention import run_trunk
-from decoding.forward.visibility import Visibility
-from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class NextTokenObjective:
-    """Mean next-token cross-entropy in nats over the wanted tokens.
+class RowsPerToken(NamedTuple):
+    """What a training step runs, in rows for each token of text, if all tokens are to be learned.
 
-    Called as ``objective(model, batch) -> (loss, metrics)`` with a batch as in :mod:`decoding.training.packed`.
+    trained: rows with a gradient. constant: rows without one, such as the clean copy beside a gated adapter. labelled:
+    rows that meet the head for a loss. taught: rows that meet it once more, without gradient, to teach others.
     """
 
-    def __call__(self, model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = batch["input_ids"]
-        packing = Packing.of(batch["document_ids"])
-        visibility = Visibility.causal(packing.index, packing.start)
-        hidden = run_trunk(model, tokens, packing.position, visibility, num_slots=tokens.shape[1])
-        rows = next_token_targets(packing, target_mask(batch, packing))
-        losses = row_losses(model, hidden[rows], tokens.roll(-1, dims=1)[rows])
-        loss = losses.sum() / max(1, losses.numel())  # a batch may hold prompts only
-        return loss, {"ntp_loss": loss.detach(), "labels": losses.numel()}
+    trained: float = 1.0
+    constant: float = 0.0
+    labelled: float = 1.0
+    taught: float = 0.0
+
+
+class Objective(ABC):
+    """A way to train. Objectives are frozen dataclasses whose fields are the options of a recipe.
+
+    Only the loss must be written; each other method is for what it says. The order of a run: ``for_tuning``,
+    ``prepare``, the loss once a step, ``record``, ``extra_files``.
+    """
+
+    tags: ClassVar[Sequence[str]] = ()  # of the model card
+
+    @abstractmethod
+    def __call__(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | int]]:
+        """The loss in nats, with its gradient, and metrics without, for a batch as in :mod:`decoding.training.packed`.
+
+        ``metrics["num_targets"]`` is the number of targets that the loss is the mean of; the others are means for logs.
+        """
+
+    def for_tuning(self, kind: Literal["full", "lora", "gated"]) -> "Objective":
+        """This objective for a model of which all weights are trained, low-rank terms on all rows, or on block rows alone.
+
+        Raises ValueError if it cannot train that.
+        """
+        if kind == "gated":
+            raise ValueError(f"gated trains mask rows alone, which {type(self).__name__} cannot")
+        return self
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Before training, once the weights are loaded and before LoRA and the optimizer: set a mask token, add modules."""
+
+    def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """Parameters that ``prepare`` added, to be trained even where the model's own are frozen."""
+        return []
+
+    def added_token_ids(self, model: PreTrainedModel) -> list[int]:
+        """Rows of the embedding table that ``prepare`` gave a meaning, to be trained even where the others are frozen."""
+        return []
+
+    def record(self, model: PreTrainedModel) -> None:
+        """After training, before the model is saved: write into its configurations what decoders must know."""
+
+    def extra_files(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        """Files beside the saved model, by name. Takes out of ``weights``, its state, what stock transformers does not know."""
+        return {}
+
+    def rows_per_token(self) -> RowsPerToken:
+        """What a step costs, for estimates."""
+        return RowsPerToken()

@@ -1,6 +1,6 @@
 """Packed training rows: several documents in one row, none seeing another.
 
-A batch is a dictionary of ``input_ids`` [B, L], ``document_ids`` [B, L] (-1 is padding) and optionally ``targets``
+A batch is a dictionary of ``input_ids`` [B, L], ``document_ids`` [B, L] (-1 is padding) and optionally ``loss_mask``
 [B, L] bool, True where a token is to be learned (all tokens of a document if absent). Shared by the objectives of
 every method.
 """
@@ -19,8 +19,8 @@ HEAD_CHUNK = 2**27  # logits that are held at once: half a gigabyte in float32
 class Packing:
     """Where the documents of a packed batch lie; all tensors [B, L].
 
-    ``index`` is the place in the row, ``start`` and ``end`` bound the document it belongs to, ``position`` counts from
-    the document's start. A padding token is a document of its own.
+    ``index`` is the token's index in the packed row; ``start`` and ``end`` are the indices that bound its document;
+    ``position`` is its position in that document, index - start. A padding token is a document of its own.
     """
 
     index: Tensor
@@ -30,7 +30,8 @@ class Packing:
     is_padding: Tensor
 
     @classmethod
-    def of(cls, document_ids: Tensor) -> "Packing":
+    def from_document_ids(cls, document_ids: Tensor) -> "Packing":
+        """From [B, L] integers; neighbours of one document have the same, padding has -1."""
         batch, length = document_ids.shape
         index = torch.arange(length, device=document_ids.device).expand(batch, length)
         is_padding = document_ids < 0
@@ -43,16 +44,22 @@ class Packing:
         return cls(index, start, end, index - start, is_padding)
 
 
-def target_mask(batch: dict[str, Tensor], packing: Packing) -> Tensor:
+def find_loss_mask(batch: dict[str, Tensor], packing: Packing) -> Tensor:
     """[B, L] bool: the tokens to be learned."""
-    wanted = batch.get("targets")
-    return ~packing.is_padding if wanted is None else wanted.bool() & ~packing.is_padding
+    given = batch.get("loss_mask")
+    return ~packing.is_padding if given is None else given.bool() & ~packing.is_padding
 
 
-def next_token_targets(packing: Packing, wanted: Tensor) -> Tensor:
-    """[B, L] bool: rows whose *next* token is wanted and lies in the same document."""
+def next_token_rows(packing: Packing, loss_mask: Tensor) -> Tensor:
+    """[B, L] bool: rows whose *next* token is to be learned (``loss_mask`` [B, L]) and lies in the same document."""
     has_next = packing.index + 1 < packing.end
-    return has_next & wanted.roll(-1, dims=1)
+    return has_next & loss_mask.roll(-1, dims=1)
+
+
+def next_token_losses(model, hidden: Tensor, tokens: Tensor, packing: Packing, loss_mask: Tensor) -> Tensor:
+    """Next-token cross-entropies in nats, float32 [N], of causal rows ``hidden`` [B, L, D] of ``tokens`` [B, L]."""
+    rows = next_token_rows(packing, loss_mask)
+    return row_losses(model, hidden[rows], tokens.roll(-1, dims=1)[rows])
 
 
 def row_losses(model, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def test_clean_rows_and_their_keys_are_bit_identical(fresh_model, family):
     from decoding.training.blocks import BlockGrid, set_block_visibility
 
     model, tokens = fresh_model(family), BATCH["input_ids"]
-    packing = Packing.of(BATCH["document_ids"])
-    blocks = BlockGrid.of(packing, ~packing.is_padding, 4)
+    packing = Packing.from_document_ids(BATCH["document_ids"])
+    blocks = BlockGrid.from_packing(packing, ~packing.is_padding, 4)
     rows = torch.cat([tokens, torch.full_like(tokens, MASK)], dim=1)
     is_block = (torch.arange(40) >= 20).expand_as(rows)
 
@@ -118,7 +118,7 @@ def gradients(model, objective) -> dict[str, torch.Tensor]:
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.gated_adapter.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return {"loss": loss.detach() * metrics["labels"], **{n: g * metrics["labels"] for n, g in found.items()}}
+    return {"loss": loss.detach() * metrics["num_targets"], **{n: g * metrics["num_targets"] for n, g in found.items()}}
 
 
 def test_frozen_clean_rows_change_neither_loss_nor_gradient(fresh_model, family):

@@ -7,15 +7,15 @@ import torch
 
 from decoding.forward.attention import run_trunk
 from decoding.forward.visibility import Visibility
-from decoding.training.objective import NextTokenObjective
-from decoding.training.packed import Packing, next_token_targets, row_losses, target_mask
+from decoding.training.next_token import NextTokenObjective
+from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from tests.conftest import VOCAB
 
 DOCUMENTS = torch.tensor([[4, 4, 4, 9, 9, 2, -1, -1], [-1, 0, 0, 0, 0, 0, 0, 0]])
 
 
 def test_bounds_and_positions_of_documents():
-    packing = Packing.of(DOCUMENTS)
+    packing = Packing.from_document_ids(DOCUMENTS)
     assert packing.start.tolist() == [[0, 0, 0, 3, 3, 5, 6, 7], [0, 1, 1, 1, 1, 1, 1, 1]]
     assert packing.end.tolist() == [[3, 3, 3, 5, 5, 6, 7, 8], [1, 8, 8, 8, 8, 8, 8, 8]]
     assert packing.position.tolist() == [[0, 1, 2, 0, 1, 0, 0, 0], [0, 0, 1, 2, 3, 4, 5, 6]]
@@ -23,35 +23,35 @@ def test_bounds_and_positions_of_documents():
 
 
 def test_a_document_id_may_come_again():
-    packing = Packing.of(torch.tensor([[1, 1, 0, 1]]))
+    packing = Packing.from_document_ids(torch.tensor([[1, 1, 0, 1]]))
     assert packing.start.tolist() == [[0, 0, 2, 3]] and packing.end.tolist() == [[2, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("lengths", list(itertools.product((1, 2, 5), repeat=3)))
 def test_packed_mask_is_block_diagonal(lengths):
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
-    packing = Packing.of(ids)
+    packing = Packing.from_document_ids(ids)
     seen = Visibility.causal(packing.index, packing.start).as_bool(ids.shape[1])[0, 0]
     assert torch.equal(seen, torch.block_diag(*(torch.ones(n, n).tril() for n in lengths)).bool())
 
 
 def test_targets_are_all_tokens_but_padding_unless_given():
-    packing = Packing.of(DOCUMENTS)
-    assert torch.equal(target_mask({}, packing), DOCUMENTS >= 0)
-    wanted = torch.zeros_like(DOCUMENTS)
-    wanted[0, 4:7] = 1
-    assert target_mask({"targets": wanted}, packing).nonzero().tolist() == [[0, 4], [0, 5]]
+    packing = Packing.from_document_ids(DOCUMENTS)
+    assert torch.equal(find_loss_mask({}, packing), DOCUMENTS >= 0)
+    loss_mask = torch.zeros_like(DOCUMENTS)
+    loss_mask[0, 4:7] = 1
+    assert find_loss_mask({"loss_mask": loss_mask}, packing).nonzero().tolist() == [[0, 4], [0, 5]]
 
 
 def test_rows_that_predict_have_a_wanted_successor_in_their_document():
-    packing = Packing.of(DOCUMENTS)
-    assert next_token_targets(packing, DOCUMENTS >= 0).int().tolist() == [
+    packing = Packing.from_document_ids(DOCUMENTS)
+    assert next_token_rows(packing, DOCUMENTS >= 0).int().tolist() == [
         [1, 1, 0, 1, 0, 0, 0, 0],
         [0, 1, 1, 1, 1, 1, 1, 0],
     ]
-    wanted = torch.zeros_like(packing.is_padding)
-    wanted[0, [0, 2, 3]] = True  # 0 and 3 open their documents: nothing predicts them
-    assert next_token_targets(packing, wanted).nonzero().tolist() == [[0, 1]]
+    loss_mask = torch.zeros_like(packing.is_padding)
+    loss_mask[0, [0, 2, 3]] = True  # 0 and 3 open their documents: nothing predicts them
+    assert next_token_rows(packing, loss_mask).nonzero().tolist() == [[0, 1]]
 
 
 def test_row_losses_are_cross_entropies_in_float32(shared_model):
@@ -84,7 +84,7 @@ def test_packed_hidden_states_are_those_of_separate_documents(shared_model, fami
     model = shared_model(family, torch.float64)
     documents = random_documents(5, 21, 1, 12)
     batch = pack(documents, padding=3)
-    packing = Packing.of(batch["document_ids"])
+    packing = Packing.from_document_ids(batch["document_ids"])
     visibility = Visibility.causal(packing.index, packing.start)
     with torch.no_grad():
         hidden = run_trunk(model, batch["input_ids"], packing.position, visibility, 42)[0]
@@ -113,7 +113,7 @@ def test_packed_next_token_loss_is_the_mean_over_all_labels(shared_model):
 def test_next_token_loss_counts_wanted_tokens_only(shared_model):
     model = shared_model("llama")
     (document,) = random_documents(10)
-    batch = pack([document]) | {"targets": (torch.arange(10) >= 6)[None]}
+    batch = pack([document]) | {"loss_mask": (torch.arange(10) >= 6)[None]}
     loss, _ = NextTokenObjective()(model, batch)
     logits = model(input_ids=document[None]).logits[0].log_softmax(-1)
     expected = -torch.stack([logits[i - 1, document[i]] for i in range(6, 10)]).mean()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoding.forward.noise_level import add_noise_level_rows
-from decoding.training.packed import Packing, target_mask
+from decoding.training.packed import Packing, find_loss_mask
 from dfm import FlowDecoder, FlowObjective
 from dfm.draws import BatchDraws
 from dfm.flow_config import FlowTraits, ids_without_text
@@ -38,10 +38,10 @@ BATCH = batch_of((10, 14), (7, 9), (24,))
 def parts(objective: FlowObjective, model, batch, seed: int = 1):
     """(packing, blocks, noisy, states, clean) as the objective computes them."""
     torch.manual_seed(seed)
-    packing = Packing.of(batch["document_ids"])
-    wanted = target_mask(batch, packing)
-    blocks, path = objective._blocks(packing, wanted), objective.path(model)
-    noisy = objective._noise(batch["input_ids"], packing, wanted, blocks, path)
+    packing = Packing.from_document_ids(batch["document_ids"])
+    loss_mask = find_loss_mask(batch, packing)
+    blocks, path = objective._blocks(packing, loss_mask), objective.path(model)
+    noisy = objective._noise(batch["input_ids"], packing, loss_mask, blocks, path)
     return packing, blocks, noisy, *objective._run(model, packing, blocks, noisy, path)
 
 
@@ -156,7 +156,7 @@ def test_the_loss_is_the_mean_over_its_labels(source):
         torch.manual_seed(1)
         value, metrics = objective(model, BATCH)
         assert torch.allclose(value.double(), (flow + 0.5 * ntp.sum()).double() / (count + ntp.numel()), atol=1e-5)
-        assert metrics["labels"] == count + ntp.numel()
+        assert metrics["num_targets"] == count + ntp.numel()
         assert torch.allclose(metrics["flow_loss"].double(), flow.double() / count, atol=1e-5)
         assert torch.allclose(metrics["ntp_loss"].double(), ntp.double().mean(), atol=1e-5)
 
@@ -186,6 +186,46 @@ def test_blocks_with_the_mask_source_are_the_set_block_layout():
     logits = model.get_output_embeddings()(states[noisy.asked]).float()
     matp = torch.nn.functional.cross_entropy(logits, noisy.clean[noisy.asked])
     assert torch.allclose(metrics["matp_loss"].double(), matp.double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+@pytest.mark.parametrize("options", [{}, {"shift": True, "loss": "generalised_kl"}])
+def test_two_forwards_are_one(monkeypatch, source, options):
+    """The clean copy first and the noisy one behind its cache: the same losses and gradients."""
+    model = build("llama") if source == "mask" else uniform_model().float()
+    model.requires_grad_(True)
+    objective, found = FlowObjective(source, block_sizes=(4,), **options), []
+    for two in (True, False):
+        monkeypatch.setattr("decoding.training.copies._gains_by_two_forwards", lambda model, two=two: two)
+        forwards = []
+        hook = model.get_decoder().register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        torch.manual_seed(0)
+        loss, metrics = objective(model, BATCH)
+        hook.remove()
+        assert len(forwards) == 1 + two
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        found.append([loss, metrics["flow_loss"], metrics["ntp_loss"], *gradients])
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"block_sizes": (4,)}, {"source": "uniform", "loss": "generalised_kl"}])
+def test_the_head_in_chunks_is_the_head_in_one(monkeypatch, settings):
+    """Losses and gradients; at no time more logits than allowed, which the estimate of memory counts on."""
+    objective = FlowObjective(**settings)
+    model = build("llama") if objective.source == "mask" else uniform_model().float()
+    model.requires_grad_(True)
+    vocabulary, sizes, found = model.config.vocab_size, [], []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    for chunk in (2**27, 7 * vocabulary):
+        monkeypatch.setattr("decoding.training.packed.HEAD_CHUNK", chunk)
+        sizes.clear()
+        torch.manual_seed(0)
+        loss, _ = objective(model, BATCH)
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert max(sizes) == 7 * vocabulary
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_times_are_spread_evenly_and_one_for_each_text():
@@ -263,6 +303,14 @@ def test_padding_and_levels_do_not_leak():
         ({"time_input": "adaln"}, "time_input must be one of"),
         ({"ntp_weight": -1}, "ntp_weight must be a number"),
         ({"shift": 2}, "shift must be one of True, False"),
+        ({"gated": True}, "block_sizes must be given with gated=True"),
+        (
+            {"gated": True, "block_sizes": (4,), "source": "uniform"},
+            "source must be 'mask' with gated=True, got 'uniform'",
+        ),
+        ({"gated": True, "block_sizes": (4,), "shift": True}, "shift must be False with gated=True, got True"),
+        ({"gated": True, "block_sizes": (4,), "time_input": "additive"}, "time_input must be None with gated=True"),
+        ({"gated": True, "block_sizes": (4,), "ntp_weight": 0.5}, "ntp_weight must be 1 with gated=True, got 0.5"),
     ],
 )
 def test_impossible_settings(settings, message):

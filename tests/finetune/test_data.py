@@ -124,7 +124,7 @@ def test_rows_are_cut_from_whole_documents():
     first, second = rows[0], rows[1]
     assert first["input_ids"].dtype == torch.int64 and first["document_ids"].tolist() == [0] * 4
     assert second["input_ids"].tolist() == [5, 6, 6, 6] and second["document_ids"].tolist() == [0, 1, 1, 1]
-    assert second["targets"].tolist() == [True, False, False, False]
+    assert second["loss_mask"].tolist() == [True, False, False, False]
     # Of 28 tokens in 7 rows three rows hold prompts only: tokens 8..11, 20..23 and 24..27.
     assert len(rows) == 4
     assert len(list(pack(documents * 2000, 4))) == 4 * 2000  # over the border between chunks

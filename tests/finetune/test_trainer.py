@@ -37,7 +37,7 @@ def uneven(monkeypatch):
 
     def item(self, index):
         row = original(self, index)
-        row["targets"] = torch.arange(len(row["input_ids"])) >= (16 if index % 2 else 0)
+        row["loss_mask"] = torch.arange(len(row["input_ids"])) >= (16 if index % 2 else 0)
         return row
 
     monkeypatch.setattr(PackedDataset, "__getitem__", item)

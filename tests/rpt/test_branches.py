@@ -33,7 +33,7 @@ def branches_of_all(window: int, **options) -> dict:
 def test_losses_are_those_of_uncached_runs(resample_model, family, window, rope_index):
     options = branches_of_all(window, rope_index=rope_index)
     model, batch = resample_model(family, **options), batch_of(*LENGTHS)
-    packing = Packing.of(batch["document_ids"])
+    packing = Packing.from_document_ids(batch["document_ids"])
     losses, offset = ResampleObjective(**options).branch_losses(model, batch["input_ids"], packing, ~packing.is_padding)
     expected = []
     for row, ids in zip(batch["input_ids"], batch["document_ids"], strict=True):
@@ -49,32 +49,32 @@ def test_losses_are_those_of_uncached_runs(resample_model, family, window, rope_
 
 @pytest.mark.parametrize(("window", "share", "sequences"), [(2, 0.25, 0.5), (3, 0.1, 1.0)])
 def test_shares_and_places(window, share, sequences):
-    packing = Packing.of(torch.cat([torch.zeros(40), torch.ones(24)]).long().expand(400, -1))
-    wanted = torch.ones_like(packing.is_padding)
-    wanted[:, :20] = False
+    packing = Packing.from_document_ids(torch.cat([torch.zeros(40), torch.ones(24)]).long().expand(400, -1))
+    loss_mask = torch.ones_like(packing.is_padding)
+    loss_mask[:, :20] = False
     config = ResampleConfig(**branches_of_all(window, window_share=share, sequence_share=sequences))
-    branches = Branches.draw(config, packing, wanted, torch.Generator().manual_seed(0))
+    branches = Branches.draw(config, packing, loss_mask, torch.Generator().manual_seed(0))
     taken = branches.is_real.any(dim=1)
     assert abs(taken.float().mean() - sequences) < 0.08
     assert (branches.is_real.sum(dim=1)[taken] == -(-share * 64 // 1)).all()
-    place = branches.place[branches.is_real]
-    assert place.unique().tolist() == [*range(20, 41 - window), *range(41, 65 - window)]
-    assert all(len(set(row.tolist())) == row.numel() for row in branches.place)
+    index = branches.index[branches.is_real]
+    assert index.unique().tolist() == [*range(20, 41 - window), *range(41, 65 - window)]
+    assert all(len(set(row.tolist())) == row.numel() for row in branches.index)
 
 
 def test_the_branches_of_an_objective_do_not_touch_its_text(resample_model):
     options = branches_of_all(2)
     model, batch = resample_model(**options), batch_of(12)
-    packing = Packing.of(batch["document_ids"])
+    packing = Packing.from_document_ids(batch["document_ids"])
     changed = batch["input_ids"].clone()
     changed[:, 6] += 1
 
-    def previous(tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        losses, offset = ResampleObjective(**options).branch_losses(model, tokens, packing, wanted)
+    def previous(tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+        losses, offset = ResampleObjective(**options).branch_losses(model, tokens, packing, loss_mask)
         return losses[offset < 0].view(2, -1)
 
-    wanted = ~packing.is_padding
-    before, after = previous(batch["input_ids"], wanted), previous(changed, wanted)
+    loss_mask = ~packing.is_padding
+    before, after = previous(batch["input_ids"], loss_mask), previous(changed, loss_mask)
     # Losses 0 .. are of tokens 1 ..: the changed token is the target of one, stands after another, and before later ones.
     assert torch.equal(before[:, :4], after[:, :4])
     assert (before[:, 4:] != after[:, 4:]).all()
@@ -85,7 +85,7 @@ def test_metrics_and_gradients(resample_model):
     model = resample_model(**options)
     model.requires_grad_(True)
     loss, metrics = ResampleObjective(**options)(model, batch_of(*LENGTHS))
-    assert metrics.keys() == {"labels", "ntp_loss", "ptp_loss"}
+    assert metrics.keys() == {"num_targets", "ntp_loss", "ptp_loss"}
     loss.backward()
     moved = model.offset_code.table.grad[0].abs().sum(dim=1) > 0
     assert moved.tolist() == [True, False, False, False]

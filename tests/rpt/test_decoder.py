@@ -29,7 +29,7 @@ def uncached_previous(model, config: ResampleConfig, tokens: list[int], i: int, 
     order = [*range(i), *range(i + 1, i + window), i]
     sigma = torch.tensor([order])
     ids = torch.tensor([tokens[: i + window]])
-    packing = Packing.of(torch.zeros_like(ids))
+    packing = Packing.from_document_ids(torch.zeros_like(ids))
     objective = ResampleObjective(**config.as_dict())
     hidden = objective.trunk(model, ids, packing, reordered(packing, sigma, config.prev_target))
     return model.get_output_embeddings()(hidden[0, i + window - 2])

@@ -35,7 +35,7 @@ def test_offsets_of_one_are_the_base_model_bit_for_bit(resample_model, dtype, co
     batch = batch_of()
     loss, metrics = ResampleObjective(code_at=code_at, sequence_share=0.0)(model, batch)
     reference, _ = NextTokenObjective()(base, batch)
-    assert torch.equal(loss, reference) and set(metrics) == {"ntp_loss", "labels"}
+    assert torch.equal(loss, reference) and set(metrics) == {"ntp_loss", "num_targets"}
     loss.backward(), reference.backward()
     for (name, ours), (_, theirs) in zip(model.named_parameters(), base.named_parameters(), strict=True):
         if "offset_code" in name:
@@ -55,7 +55,7 @@ def test_other_offsets_are_not(resample_model, code_at):
     model.offset_code.table.data.zero_()
     torch.manual_seed(0)
     assert abs(with_code - objective(model, batch)[0]) > 1e-3
-    assert set(metrics) == {"ntp_loss", "ptp_loss", "skip_loss", "labels"}
+    assert set(metrics) == {"ntp_loss", "ptp_loss", "skip_loss", "num_targets"}
 
 
 def test_every_used_row_of_the_table_gets_a_gradient_and_no_other(resample_model):
@@ -80,7 +80,7 @@ def test_no_slot_sees_a_later_one_or_its_target(resample_model):
     """Changing the token in slot j' leaves all slots before it as they were; a target is never among its row's inputs."""
     model = resample_model()
     batch = batch_of(1, 30)
-    packing = Packing.of(batch["document_ids"])
+    packing = Packing.from_document_ids(batch["document_ids"])
     sigma = packing.index.clone()
     sigma[0, 14:16], sigma[0, 20:22] = torch.tensor([15, 14]), torch.tensor([21, 20])
     order, objective = reordered(packing, sigma), ResampleObjective()
@@ -100,7 +100,7 @@ def test_reordered_rows_are_what_stock_transformers_makes_of_them(resample_model
     """The loss of a hand-made order equals that of the model's own forward with embeddings and positions given."""
     model = resample_model(rope_index=rope_index)
     tokens = batch_of(1, 12)["input_ids"]
-    packing = Packing.of(torch.zeros(1, 12, dtype=torch.long))
+    packing = Packing.from_document_ids(torch.zeros(1, 12, dtype=torch.long))
     sigma = torch.tensor([[0, 1, 2, 4, 3, 5, 6, 8, 7, 9, 10, 11]])
     order, objective = reordered(packing, sigma), ResampleObjective(rope_index=rope_index)
     losses, _ = objective.losses(model, tokens, packing, torch.ones(1, 12, dtype=torch.bool), order)

@@ -20,12 +20,12 @@ OFFSETS = {
 
 
 def packed(lengths: list[int], rows: int = 1) -> Packing:
-    return Packing.of(torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).expand(rows, -1))
+    return Packing.from_document_ids(torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).expand(rows, -1))
 
 
-def permute(config: ResampleConfig, packing: Packing, wanted=None, seed: int = 0):
-    wanted = torch.ones_like(packing.is_padding) if wanted is None else wanted
-    return WindowPermuter(config)(packing, wanted, torch.Generator().manual_seed(seed))
+def permute(config: ResampleConfig, packing: Packing, loss_mask=None, seed: int = 0):
+    loss_mask = torch.ones_like(packing.is_padding) if loss_mask is None else loss_mask
+    return WindowPermuter(config)(packing, loss_mask, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(("window", "perm"), CONFIGS)
@@ -93,9 +93,9 @@ def test_no_share_is_the_plain_batch(shares):
 
 def test_only_wanted_tokens_move():
     packing = packed([60], rows=50)
-    wanted = torch.zeros(50, 60, dtype=torch.bool)
-    wanted[:, 20:40] = True
-    moved = permute(ResampleConfig(3, 1.0, 0.25), packing, wanted).sigma != packing.index
+    loss_mask = torch.zeros(50, 60, dtype=torch.bool)
+    loss_mask[:, 20:40] = True
+    moved = permute(ResampleConfig(3, 1.0, 0.25), packing, loss_mask).sigma != packing.index
     assert moved[:, 20:40].any() and not moved[:, :20].any() and not moved[:, 40:].any()
 
 

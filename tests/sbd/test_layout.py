@@ -8,18 +8,18 @@ import torch
 from decoding import Engine
 from decoding.forward.attention import run_trunk
 from decoding.forward.rows import RowList
+from decoding.training.blocks import BlockGrid, set_block_visibility
 from decoding.training.packed import Packing
 from sbd import SetBlockObjective
-from sbd.objective import BlockGrid, set_block_visibility
 from tests.conftest import MASK
 
 WINDOWED = ["llama", "llama-3.1", "qwen2-window", "qwen3", "mistral-window"]
 
 
-def mask_of(document_ids: torch.Tensor, size: int, copies: int = 1, wanted=None, phase: str = "document"):
+def mask_of(document_ids: torch.Tensor, size: int, copies: int = 1, loss_mask=None, phase: str = "document"):
     """(visibility [R, R] of the whole layout, grid)"""
-    packing = Packing.of(document_ids)
-    grid = BlockGrid.of(packing, ~packing.is_padding if wanted is None else wanted, size, phase)
+    packing = Packing.from_document_ids(document_ids)
+    grid = BlockGrid.from_packing(packing, ~packing.is_padding if loss_mask is None else loss_mask, size, phase)
     rows = document_ids.shape[1] * (1 + copies)
     return set_block_visibility(packing, grid, copies).as_bool(rows)[0, 0], grid
 
@@ -87,8 +87,8 @@ def test_blocks_of_the_document_grid():
 
 def test_blocks_of_the_response_grid_start_anew_at_each_turn():
     ids = torch.tensor([[0] * 8 + [1] * 4])
-    wanted = torch.tensor([[0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1]]).bool()
-    _, grid = mask_of(ids, 2, wanted=wanted, phase="response")
+    loss_mask = torch.tensor([[0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1]]).bool()
+    _, grid = mask_of(ids, 2, loss_mask=loss_mask, phase="response")
     assert grid.start.tolist() == [[0, 0, 2, 2, 4, 5, 6, 6, 8, 9, 10, 10]]
     assert grid.end.tolist() == [[2, 2, 4, 4, 5, 6, 8, 8, 9, 10, 12, 12]]
 
@@ -113,15 +113,15 @@ def test_random_phase_is_uniform_and_keeps_to_documents():
 def recorded(monkeypatch, objective, model, batch) -> list:
     """What the objective hands to the trunk in one call and what it gets: [(tokens, positions, visibility, hidden)]."""
     calls = []
-    monkeypatch.setattr("sbd.objective._gains_by_two_forwards", lambda model: False)
+    monkeypatch.setattr("decoding.training.copies._gains_by_two_forwards", lambda model: False)
 
-    def record(model, tokens, positions, visibility, num_slots):
-        hidden = run_trunk(model, tokens, positions, visibility, num_slots)
+    def record(model, tokens, positions, visibility, *arguments):
+        hidden = run_trunk(model, tokens, positions, visibility, *arguments)
         calls.append((tokens, positions, visibility, hidden))
         return hidden
 
     with monkeypatch.context() as patch:
-        patch.setattr("sbd.objective.run_trunk", record)
+        patch.setattr("decoding.training.copies.run_trunk", record)
         objective(model, batch)
     return calls
 
@@ -151,7 +151,7 @@ def test_training_forward_equals_cached_decode_forward(shared_model, monkeypatch
     """The same partly masked block gives the same hidden states in the training layout and behind a cache."""
     torch.manual_seed(1)
     model, batch, length, grids = shared_model(family, torch.float64), batch_of(27), 27, []
-    batch["targets"] = (torch.arange(length) >= 5)[None]
+    batch["loss_mask"] = (torch.arange(length) >= 5)[None]
 
     def draw_masks(self, blocks):
         grids.append(blocks)

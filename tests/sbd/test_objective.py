@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from decoding import NextTokenObjective
+from decoding.training.blocks import BlockGrid
 from decoding.training.packed import Packing
 from sbd import SetBlockObjective
-from sbd.objective import BlockGrid, _gains_by_two_forwards
 from tests.conftest import MASK
 
 
@@ -24,23 +24,25 @@ def batch_of(*lengths: int, padding: int = 0, seed: int = 0) -> dict[str, torch.
 @pytest.fixture
 def seen(monkeypatch):
     """What the objective hands to the trunk in one call and to the loss: token rows, and (hidden, labels) of each loss."""
-    import sbd.objective as module
+    from decoding.training import copies, packed
+    from sbd import objective
 
     calls = {"rows": [], "losses": [], "hidden": []}
-    trunk, losses = module.run_trunk, module.row_losses
+    trunk, losses = copies.run_trunk, packed.row_losses
 
-    def run_trunk(model, tokens, positions, visibility, num_slots):
+    def run_trunk(model, tokens, *arguments):
         calls["rows"].append(tokens)
-        calls["hidden"].append(trunk(model, tokens, positions, visibility, num_slots))
+        calls["hidden"].append(trunk(model, tokens, *arguments))
         return calls["hidden"][-1]
 
     def row_losses(model, hidden, labels):
         calls["losses"].append((hidden, labels))
         return losses(model, hidden, labels)
 
-    monkeypatch.setattr(module, "run_trunk", run_trunk)
-    monkeypatch.setattr(module, "_gains_by_two_forwards", lambda model: False)
-    monkeypatch.setattr(module, "row_losses", row_losses)
+    monkeypatch.setattr(copies, "run_trunk", run_trunk)
+    monkeypatch.setattr(copies, "_gains_by_two_forwards", lambda model: False)
+    monkeypatch.setattr(packed, "row_losses", row_losses)
+    monkeypatch.setattr(objective, "row_losses", row_losses)
     return calls
 
 
@@ -49,8 +51,8 @@ def fix_masks(monkeypatch, masks: torch.Tensor) -> None:
 
 
 def grid_of(batch_size: int, length: int, size: int) -> BlockGrid:
-    packing = Packing.of(torch.zeros(batch_size, length, dtype=torch.long))
-    return BlockGrid.of(packing, ~packing.is_padding, size)
+    packing = Packing.from_document_ids(torch.zeros(batch_size, length, dtype=torch.long))
+    return BlockGrid.from_packing(packing, ~packing.is_padding, size)
 
 
 # The loss
@@ -77,7 +79,7 @@ def test_loss_is_equation_14(shared_model, monkeypatch, seen):
 
 def test_only_wanted_tokens_are_masked_and_learned(shared_model, monkeypatch, seen):
     model, batch = shared_model("llama"), batch_of(12, padding=3)
-    batch["targets"] = (torch.arange(15) >= 7)[None]
+    batch["loss_mask"] = (torch.arange(15) >= 7)[None]
     fix_masks(monkeypatch, torch.ones(1, 15, dtype=torch.bool))
     SetBlockObjective(block_sizes=(4,))(model, batch)
     tokens = batch["input_ids"][0]
@@ -214,17 +216,17 @@ def test_ramp_of_blocks_of_one_token():
 
 def test_complement_makes_each_wanted_token_a_target_once(shared_model, seen):
     model, batch = shared_model("llama"), batch_of(11, 6, padding=3)
-    batch["targets"] = (torch.arange(20) % 5 != 1)[None]
-    wanted = (batch["targets"] & (batch["document_ids"] >= 0))[0]
+    batch["loss_mask"] = (torch.arange(20) % 5 != 1)[None]
+    loss_mask = (batch["loss_mask"] & (batch["document_ids"] >= 0))[0]
     torch.manual_seed(0)
     loss, metrics = SetBlockObjective(block_sizes=(4,), complement=True)(model, batch)
     first, second = seen["rows"][0][0, 20:].eq(MASK).split(20)
-    assert torch.equal(first ^ second, wanted) and not (first & second).any()
-    assert 0 < first.sum() < wanted.sum()
+    assert torch.equal(first ^ second, loss_mask) and not (first & second).any()
+    assert 0 < first.sum() < loss_mask.sum()
     (_, shifted), (_, aligned) = seen["losses"]
     tokens = batch["input_ids"][0]
     assert aligned.tolist() == tokens[first].tolist() + tokens[second].tolist()
-    count = len(shifted) + int(wanted.sum())
+    count = len(shifted) + int(loss_mask.sum())
     expected = (metrics["ntp_loss"] * len(shifted) + metrics["matp_loss"] * len(aligned)) / count
     torch.testing.assert_close(loss, expected)
 
@@ -238,7 +240,7 @@ def test_response_phase_masks_no_prompt_and_opens_a_block_at_its_end(shared_mode
 
     monkeypatch.setattr(SetBlockObjective, "draw_masks", draw_masks)
     batch = batch_of(14)
-    batch["targets"] = (torch.arange(14) >= 5)[None]
+    batch["loss_mask"] = (torch.arange(14) >= 5)[None]
     SetBlockObjective(block_sizes=(4,), phase="response")(shared_model("llama"), batch)
     assert grids[0].start[0, 5:].tolist() == [5, 5, 5, 5, 9, 9, 9, 9, 13]
     assert seen["rows"][0][0, 14:].eq(MASK).nonzero().flatten().tolist() == list(range(5, 14))
@@ -334,7 +336,7 @@ def test_two_forwards_are_one(fresh_model, monkeypatch, family, complement):
     objective = SetBlockObjective(block_sizes=(4,), distill=0.5, complement=complement)
     found = []
     for two in (True, False):
-        monkeypatch.setattr("sbd.objective._gains_by_two_forwards", lambda model, two=two: two)
+        monkeypatch.setattr("decoding.training.copies._gains_by_two_forwards", lambda model, two=two: two)
         forwards = []
         hook = model.get_decoder().register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
         torch.manual_seed(0)
@@ -345,15 +347,3 @@ def test_two_forwards_are_one(fresh_model, monkeypatch, family, complement):
         found.append([loss, metrics["matp_loss"], metrics["ntp_loss"], metrics["distill_kl"], *gradients])
     for ours, reference in zip(*found, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
-
-
-def test_two_forwards_only_where_they_gain(fresh_model):
-    model = fresh_model("llama")
-    assert _gains_by_two_forwards(model)
-    model.train().gradient_checkpointing_enable()
-    assert not _gains_by_two_forwards(model)
-    model.gradient_checkpointing_disable()
-    model.get_decoder().compile()
-    assert not _gains_by_two_forwards(model)
-    flex = fresh_model("llama", attn_implementation="flex_attention")
-    assert not _gains_by_two_forwards(flex)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoding.forward.adapter import GatedAdapter
-from finetune.mask_token import TOKEN, choose_mask_token, initialise_mask_token
+from decoding.training.new_mask_token import TOKEN, choose_mask_token, initialise_mask_token
 
 
 @pytest.fixture
@@ -69,6 +69,16 @@ def test_it_is_initialised_once(bare):
     initialise_mask_token(model, 96)
     assert torch.equal(model.get_input_embeddings().weight[96], middle)
     assert middle.std() < 0.5 * model.get_input_embeddings().weight.std()
+
+
+@pytest.mark.parametrize(("source", "kept"), [("mask", True), ("uniform", False)])
+def test_a_flow_matching_model_keeps_the_mask_that_it_reads(bare, source, kept):
+    """Also one of whole texts, which names no block sizes; one of uniform noise never read a mask."""
+    model, _ = bare()
+    before = model.get_input_embeddings().weight[96].clone()
+    model.config.flow = {"source": source, "block_sizes": None}
+    initialise_mask_token(model, 96, "random")
+    assert torch.equal(model.get_input_embeddings().weight[96], before) is kept
 
 
 def test_a_random_start_looks_like_any_other_row(bare):

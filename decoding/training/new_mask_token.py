@@ -44,7 +44,7 @@ def _unused(model, tokenizer, rows: int) -> int:
             if mask_id is not None and mask_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
                 return mask_id
         raise ValueError(
-            "mask_token_id: the tokenizer has no token to spare; set objective_options.mask_token_id to one that the text "
+            "mask_token_id: the tokenizer has no token to spare; set the objective's mask_token_id to one that the text "
             "never uses"
         )
     tokenizer.add_special_tokens({"mask_token": AddedToken(TOKEN, special=True)})
@@ -55,13 +55,13 @@ def _unused(model, tokenizer, rows: int) -> int:
 
 @torch.no_grad()
 def initialise_mask_token(model, mask_token_id: int, init: str = "mean") -> None:
-    """Set the mask token's embedding, unless the model already decodes blocks.
+    """Set the mask token's embedding, unless the model was trained to read it.
 
     init: "mean" of all rows plus a little noise, or "random" with their mean and deviation. A gated adapter has a vector
     of its own for it, and the table of the base model stays as it is.
     """
     adapter = gated_adapter(model)
-    if adapter is None and getattr(model.generation_config, "trained_block_sizes", None) is not None:
+    if adapter is None and _reads_masks(model):
         return
     table = model.get_input_embeddings().weight.float()
     noise = torch.randn_like(table[0]) * table.std(0)
@@ -71,3 +71,10 @@ def initialise_mask_token(model, mask_token_id: int, init: str = "mean") -> None
     else:
         adapter.mask_token_id = mask_token_id
         adapter.mask_embedding.copy_(vector)
+
+
+def _reads_masks(model) -> bool:
+    flow = getattr(model.config, "flow", None)  # of a flow-matching model, which may read other noise instead
+    if flow is not None:
+        return flow["source"] == "mask"
+    return getattr(model.generation_config, "trained_block_sizes", None) is not None
