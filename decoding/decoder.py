@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from decoding.batch import Batch
 from decoding.forward.model import RowLogits
 from decoding.forward.rows import RowList
+from decoding.kept_arguments import keep_arguments_for
 from decoding.sampling import TokenLaw
 
 
@@ -54,3 +55,7 @@ class Decoder(ABC):
         from decoding.generate import generate
 
         return generate(self, model, input_ids, output_logprobs=output_logprobs, **prepared)
+
+
+# Here, so that it holds for every decoder, however it was imported.
+keep_arguments_for(Decoder)

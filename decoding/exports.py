@@ -1,0 +1,37 @@
+"""The public names of ``decoding``."""
+
+from decoding.batch import Batch, Sequence
+from decoding.decoder import Decoder
+from decoding.forward.adapter import load_adapted, load_adapter, remove_adapter
+from decoding.forward.cache import SlotCache
+from decoding.forward.mask_token import find_mask_token
+from decoding.forward.visibility import Visibility
+from decoding.integration import install, uninstall
+from decoding.next_token import NextTokenDecoder
+from decoding.output import DecodeOutput
+from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RowScores, TopK
+from decoding.spec import decoder_from_spec
+from decoding.training.objective import NextTokenObjective
+
+__all__ = [
+    "Batch",
+    "ConfidenceFactor",
+    "ConfidenceThreshold",
+    "DecodeOutput",
+    "Decoder",
+    "EntropyBound",
+    "NextTokenDecoder",
+    "NextTokenObjective",
+    "RowScores",
+    "Sequence",
+    "SlotCache",
+    "TopK",
+    "Visibility",
+    "decoder_from_spec",
+    "find_mask_token",
+    "install",
+    "load_adapted",
+    "load_adapter",
+    "remove_adapter",
+    "uninstall",
+]
