@@ -2,11 +2,12 @@
 
 from decoding.batch import Batch, Sequence
 from decoding.decoder import Decoder
-from decoding.forward.adapter import load_adapted, load_adapter, remove_adapter
+from decoding.forward.adapter import load_adapter, remove_adapter
 from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.visibility import Visibility
 from decoding.integration import install, uninstall
+from decoding.loading import load_model
 from decoding.next_token import NextTokenDecoder
 from decoding.output import DecodeOutput
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RowScores, TopK
@@ -30,8 +31,8 @@ __all__ = [
     "decoder_from_spec",
     "find_mask_token",
     "install",
-    "load_adapted",
     "load_adapter",
+    "load_model",
     "remove_adapter",
     "uninstall",
 ]

@@ -13,11 +13,17 @@ from torch import Tensor
 
 from decoding.forward.noise_level import add_noise_level_rows
 from finetune.mask_token import choose_mask_token, initialise_mask_token
-from rpt import load_offset_code, save_offset_code
+from rpt import save_offset_code
 
 
 def _nothing(*arguments) -> None:
     pass
+
+
+def _save_offset_code(model, weights, folder) -> None:
+    """The code that this run trained, or that its model came with."""
+    if (table := weights.pop("offset_code.table", None)) is not None:
+        save_offset_code(model, folder, table)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Method:
     objective: str
     prepare: Callable[[Any, Any, Any], None] = _nothing
     record: Callable[[Any, Any, Any], None] = _nothing
-    save: Callable[[Any, dict[str, Tensor], Path], None] = _nothing
+    save: Callable[[Any, dict[str, Tensor], Path], None] = _save_offset_code
 
     def build(self, options):
         """The objective with ``options`` (its fields); raises ValueError for an unknown one."""
@@ -72,13 +78,7 @@ def _record_flow(objective, model, tokenizer) -> None:
 
 
 def _prepare_resampling(objective, model, tokenizer) -> None:
-    if getattr(model.config, "resample", None) is not None:  # trained before, and loaded without its code
-        load_offset_code(model, model.name_or_path)
     objective.prepare(model)
-
-
-def _save_offset_code(model, weights, folder) -> None:
-    save_offset_code(model, folder, weights.pop("offset_code.table"))
 
 
 def _prepare_both(objective, model, tokenizer) -> None:
@@ -93,7 +93,7 @@ def _record_both(objective, model, tokenizer) -> None:
 METHODS = {
     "ntp": Method("decoding:NextTokenObjective"),
     "sbd": Method("sbd:SetBlockObjective", _prepare_set_blocks, _record_set_blocks),
-    "rpt": Method("rpt:ResampleObjective", _prepare_resampling, save=_save_offset_code),
-    "sbd+rpt": Method("finetune.both:SetBlockResampleObjective", _prepare_both, _record_both, _save_offset_code),
+    "rpt": Method("rpt:ResampleObjective", _prepare_resampling),
+    "sbd+rpt": Method("finetune.both:SetBlockResampleObjective", _prepare_both, _record_both),
     "dfm": Method("dfm:FlowObjective", _prepare_flow, _record_flow),
 }

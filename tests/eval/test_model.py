@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from decoding.forward.adapter import GatedAdapter, gated_adapter
 from eval.model import SetflowLM, StopText
+from rpt import ResampleConfig, attach_offset_code, save_offset_code
 
 # Word-like prompts of different lengths; two are equal.
 PROMPTS = ["the he", "a b a b a b the end", "x", "he said: ing end th", "x", "1 + 2 = "]
@@ -226,3 +227,19 @@ def test_a_gated_adapter_is_loaded_with_its_base_model(fresh_model, tokenizer, t
     stock = HFLM(pretrained=base, tokenizer=tokenizer, device="cpu", batch_size=1)
     expected = stock.generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True)
     assert ours.generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True) == expected
+
+
+def test_an_offset_code_is_loaded_from_beside_its_model(fresh_model, tokenizer, tmp_path):
+    model = fresh_model("llama")
+    torch.nn.init.normal_(attach_offset_code(model, ResampleConfig()).table)
+    save_offset_code(model, tmp_path)
+    plain = {name: weight for name, weight in model.state_dict().items() if "offset" not in name}
+    model.save_pretrained(tmp_path, state_dict=plain)
+    tokenizer.save_pretrained(tmp_path)
+    ours = SetflowLM(pretrained=str(tmp_path), decoder="rpt:iterations=1", device="cpu")
+    decoder = ours.decoder
+    assert torch.equal(ours.model.offset_code.table, model.offset_code.table)
+    prompt = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    expected = model.generate(prompt, max_new_tokens=12, do_sample=False, custom_generate=decoder)
+    (text,) = ours.generate_until(requests(prompts=PROMPTS[:1]), disable_tqdm=True)
+    assert text == tokenizer.decode(expected[0, prompt.shape[1] :], skip_special_tokens=True)

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-from decoding.adapter import GatedAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decoding import NextTokenDecoder
+from decoding.forward.adapter import GatedAdapter
 from sbd import SelfSpeculativeDecoder
 from setflow import embed, loading
 
