@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import decoding
+import setflow
 
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "peft")
 
@@ -26,6 +27,18 @@ def test_every_public_name_of_decoding_is_there():
     exec("from decoding import *", names)
     assert set(decoding.__all__) <= names.keys() and set(decoding.__all__) <= set(dir(decoding))
     assert not hasattr(decoding, "exports_of_another_package")
+
+
+def test_every_public_name_of_setflow_is_that_of_its_package():
+    import dfm
+    import rpt
+    import sbd
+    from setflow import loading
+
+    homes = (decoding, dfm, rpt, sbd, loading)
+    for name in set(setflow.__all__) - {"load_embedded"}:
+        assert getattr(setflow, name) in [getattr(home, name, None) for home in homes] and name in dir(setflow)
+    assert not hasattr(setflow, "load_nothing")
 
 
 def test_a_decoder_keeps_its_arguments_however_it_was_imported():
