@@ -2,50 +2,24 @@
 
 A forward pass is a list of rows; a row sees at most two intervals of keys. A decoder is two functions around that
 forward: ``plan`` says which rows to run, ``absorb`` decides tokens from their logits.
+
+The names are those of :mod:`decoding.exports`, which is imported with the first of them: a module such as
+:mod:`decoding.checks` can be used without waiting for torch.
 """
 
-from decoding.batch import Batch, Sequence
-from decoding.decoder import Decoder
-from decoding.engine import Engine, Step
-from decoding.forward.adapter import load_adapted, load_adapter, remove_adapter
-from decoding.forward.cache import SlotCache
-from decoding.forward.mask_token import find_mask_token
-from decoding.forward.rows import RowList
-from decoding.forward.visibility import Visibility
-from decoding.integration import install, uninstall
-from decoding.next_token import NextTokenDecoder
-from decoding.output import DecodeOutput
-from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, RowScores, TopK
-from decoding.sampling import TokenLaw
-from decoding.spec import decoder_from_spec
-from decoding.training.next_token import NextTokenObjective
-from decoding.training.objective import Objective
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Batch",
-    "ConfidenceFactor",
-    "ConfidenceThreshold",
-    "DecodeOutput",
-    "Decoder",
-    "Engine",
-    "EntropyBound",
-    "NextTokenDecoder",
-    "NextTokenObjective",
-    "Objective",
-    "RevealRule",
-    "RowList",
-    "RowScores",
-    "Sequence",
-    "SlotCache",
-    "Step",
-    "TokenLaw",
-    "TopK",
-    "Visibility",
-    "decoder_from_spec",
-    "find_mask_token",
-    "install",
-    "load_adapted",
-    "load_adapter",
-    "remove_adapter",
-    "uninstall",
-]
+if TYPE_CHECKING:
+    from decoding.exports import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    exports = import_module("decoding.exports") if name == "__all__" or not name.startswith("__") else None
+    if exports is None or name not in (*exports.__all__, "__all__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(exports, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

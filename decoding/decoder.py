@@ -14,7 +14,7 @@ from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.rows import RowList
 from decoding.output import DecodeOutput, StreamWriter, assemble
-from decoding.request import check_request, kept_cache, make_sequences, pad_token
+from decoding.request import check_request, keep_arguments_for, kept_cache, make_sequences, pad_token
 from decoding.sampling import TokenLaw
 
 PREFILL_CHUNK = 512  # prompt tokens per forward; the last chunk rides with the first rows that decode
@@ -170,3 +170,7 @@ def commit_pending(engine: Engine, sequence: Sequence, cache: SlotCache) -> None
         engine.step([rows], cache)
         sequence.cached = len(sequence.tokens) - 1
     cache.tokens[0] = sequence.tokens[: sequence.cached]
+
+
+# Here, so that it holds for every decoder, however it was imported.
+keep_arguments_for(Decoder)

@@ -69,7 +69,7 @@ class ResampleConfig:
         if values is None:
             raise ValueError(
                 "this model was not trained to predict previous tokens: its config has no 'resample'; fine-tune it with "
-                "ResampleObjective, and load what that saved with setflow.load_model or rpt.load_offset_code"
+                "ResampleObjective, and load what that saved with decoding.load_model"
             )
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
@@ -97,7 +97,7 @@ def check_resampling(model, window: int) -> None:
     config.check_decoding(window)
     if getattr(model, "offset_code", None) is None:
         raise ValueError(
-            "this model has no offset code: load it with setflow.load_model, or call rpt.load_offset_code(model, folder)"
+            "this model has no offset code: load it with decoding.load_model, which takes it from the folder of the model"
         )
     if config.rope_index == "token" and getattr(model.config, "sliding_window", None) is not None:
         raise ValueError(

@@ -1,8 +1,10 @@
 """What was asked of ``generate``: checks of its settings, and the sequences that stand for its prompts."""
 
+import functools
+
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from decoding.batch import Sequence
 from decoding.forward.cache import SlotCache
@@ -33,6 +35,28 @@ PREPARED = {
     "synced_gpus",
     "tokenizer",
 }
+
+
+def keep_arguments_for(kind: type) -> None:
+    """Let ``generate`` hand a ``custom_generate`` of ``kind`` all arguments; other calls go through untouched.
+
+    transformers drops ``streamer``, ``tokenizer``, ``assistant_model`` and the like before it calls a callable: stop strings
+    would fail for want of a tokenizer, and a streamer would stay silent. This wraps the one method that drops them.
+    """
+    original = GenerationMixin._extract_generation_mode_kwargs
+
+    @functools.wraps(original)
+    def extract(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer):
+        """Pass on to ``kind`` everything that the original would collect for ``generate``'s own loops."""
+        if not isinstance(custom_generate, kind):
+            return original(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+        own = original(self, custom_generate, dict(kwargs), synced_gpus, assistant_model, streamer)
+        standard = original(self, None, kwargs, synced_gpus, assistant_model, streamer)
+        for name in own:
+            kwargs.pop(name, None)
+        return standard | own
+
+    GenerationMixin._extract_generation_mode_kwargs = extract
 
 
 def check_request(

@@ -2,33 +2,55 @@
 
 import dataclasses
 import difflib
-import importlib
-from typing import Any
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from decoding.checks import check_choice
-from decoding.decoder import Decoder
-from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, TopK
+from decoding.signatures import signature_of
 
-# name: module, class, fields that the name itself sets. Imported when asked for, because methods stand on this package.
-DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "ntp": ("decoding", "NextTokenDecoder", {}),
-    "sbd": ("sbd", "SetBlockDecoder", {}),
-    "sbd-lossless": ("sbd", "SelfSpeculativeDecoder", {}),
-    "prompt-lookup": ("sbd", "SelfSpeculativeDecoder", {"draft": "prompt_lookup"}),
-    "rpt": ("rpt", "ResampleDecoder", {}),
-    "dfm": ("dfm", "FlowDecoder", {}),
+if TYPE_CHECKING:
+    from decoding.decoder import Decoder
+
+# Names of classes, (module, class): they are imported when asked for, because methods stand on this package.
+Place = tuple[str, str]
+# name: class, fields that the name itself sets
+DECODERS: dict[str, tuple[Place, dict[str, Any]]] = {
+    "ntp": (("decoding", "NextTokenDecoder"), {}),
+    "sbd": (("sbd", "SetBlockDecoder"), {}),
+    "sbd-lossless": (("sbd", "SelfSpeculativeDecoder"), {}),
+    "prompt-lookup": (("sbd", "SelfSpeculativeDecoder"), {"draft": "prompt_lookup"}),
+    "rpt": (("rpt", "ResampleDecoder"), {}),
+    "dfm": (("dfm", "FlowDecoder"), {}),
 }
 # What `revise=` names, with the fields of its class as further keys.
-REVISIONS: dict[str, tuple[str, str]] = {"resample": ("sbd", "Resample"), "remask": ("sbd", "Remask")}
-RULES: dict[str, type[RevealRule]] = {
-    "entropy_bound": EntropyBound,
-    "confidence_threshold": ConfidenceThreshold,
-    "confidence_factor": ConfidenceFactor,
-    "top_k": TopK,
+REVISIONS: dict[str, Place] = {"resample": ("sbd", "Resample"), "remask": ("sbd", "Remask")}
+RULES: dict[str, Place] = {
+    "entropy_bound": ("decoding.rules", "EntropyBound"),
+    "confidence_threshold": ("decoding.rules", "ConfidenceThreshold"),
+    "confidence_factor": ("decoding.rules", "ConfidenceFactor"),
+    "top_k": ("decoding.rules", "TopK"),
 }
 
 
-def decoder_from_spec(spec: str) -> Decoder:
+@dataclasses.dataclass
+class Part:
+    """A decoder, a rule or a revision that a spec asks for: its class, and the values of its fields."""
+
+    place: Place
+    values: dict[str, Any]
+
+    def load(self) -> Any:
+        module, name = self.place
+        return getattr(import_module(module), name)(**self.values)
+
+    def check(self) -> None:
+        """Raise ValueError for a value of which that shows without an import."""
+        if (signature := signature_of(*self.place)) is not None:
+            signature.check(self.values)
+
+
+def decoder_from_spec(spec: str) -> "Decoder":
     """The decoder that ``spec`` describes; keys are the fields of the decoder and of its rule.
 
     >>> decoder_from_spec("sbd:block_size=16,entropy_bound=0.1")
@@ -37,11 +59,30 @@ anchor=False, commit='block', revision=None, entropy_from='sampled', mask_token_
 
     Raises ValueError for an unknown decoder or key, with the nearest known name.
     """
+    decoder, parts = parse_spec(spec, _fields)
+    decoder.values |= {field: part.load() for field, part in parts.items()}
+    return decoder.load()
+
+
+def check_spec(spec: str) -> None:
+    """Raise ValueError for what is wrong with ``spec``, as far as that shows before torch is imported.
+
+    Decoders, keys and plain values of keys are known; :func:`decoder_from_spec` knows the rest.
+    """
+    decoder, parts = parse_spec(spec, _unloaded_fields)
+    for part in (*parts.values(), decoder):
+        part.check()
+
+
+def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tuple[Part, dict[str, Part]]:
+    """The decoder of ``spec``, and by its fields what it is made of besides plain values.
+
+    fields_of: the fields of a dataclass.
+    """
     name, _, text = spec.partition(":")
     if name not in DECODERS:
         raise ValueError(f"unknown decoder {name!r}{_nearest(name, DECODERS)}; known are {', '.join(DECODERS)}")
-    module, class_name, preset = DECODERS[name]
-    kind = getattr(importlib.import_module(module), class_name)
+    place, preset = DECODERS[name]
     values = dict(preset)
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
@@ -49,47 +90,49 @@ anchor=False, commit='block', revision=None, entropy_from='sampled', mask_token_
             raise ValueError(f"decoder spec {spec!r}: {part!r} has no value, write key=value")
         values[key.strip()] = _parse(value.strip())
 
-    revision = _revision(spec, kind, values)
-    fields = {field.name for field in dataclasses.fields(kind) if field.name not in ("rule", "revision")}
-    takes_rule = any(field.name == "rule" for field in dataclasses.fields(kind))
-    rule_fields = {field.name for rule in RULES.values() for field in dataclasses.fields(rule)} if takes_rule else set()
+    known, parts = fields_of(place), {}
+    if "revision" in known and values.get("revise") is not None:
+        parts["revision"] = _revision(spec, values, fields_of)
+    plain = {field for field in known if field not in ("rule", "revision")}
+    of_rules = {field for rule in RULES.values() for field in fields_of(rule)} if "rule" in known else set()
     for key in values:
-        if key not in fields | rule_fields:
-            known = sorted(fields | rule_fields)
+        if key not in plain | of_rules:
+            takes = sorted(plain | of_rules)
             raise ValueError(
-                f"decoder spec {spec!r}: unknown key {key!r}{_nearest(key, known)}; {name} takes {', '.join(known) or 'none'}"
+                f"decoder spec {spec!r}: unknown key {key!r}{_nearest(key, takes)}; {name} takes {', '.join(takes) or 'none'}"
             )
-    rule_values = {key: values.pop(key) for key in list(values) if key in rule_fields}
-    if rule_values:
-        values["rule"] = _rule(spec, rule_values)
-    if revision is not None:
-        values["revision"] = revision
-    return kind(**values)
+    of_rule = {key: values.pop(key) for key in list(values) if key in of_rules}
+    if of_rule:
+        parts["rule"] = _rule(spec, of_rule, fields_of)
+    return Part(place, values), parts
 
 
-def _revision(spec: str, kind: type, values: dict[str, Any]) -> Any:
+def _fields(place: Place) -> tuple[str, ...]:
+    module, name = place
+    return tuple(field.name for field in dataclasses.fields(getattr(import_module(module), name)))
+
+
+def _unloaded_fields(place: Place) -> tuple[str, ...]:
+    """The same, from the source where there is one."""
+    signature = signature_of(*place)
+    return _fields(place) if signature is None else signature.fields
+
+
+def _revision(spec: str, values: dict[str, Any], fields_of: Callable[[Place], tuple[str, ...]]) -> Part:
     """What ``revise=NAME`` and the keys of its fields ask for; takes them out of ``values``."""
-    name = values.get("revise")
-    if name is None or not any(field.name == "revision" for field in dataclasses.fields(kind)):
-        return None
+    name = values.pop("revise")
     check_choice(f"decoder spec {spec!r}: revise", name, tuple(REVISIONS))
-    del values["revise"]
-    module, class_name = REVISIONS[name]
-    revision = getattr(importlib.import_module(module), class_name)
-    known = [field.name for field in dataclasses.fields(revision)]
-    return revision(**{key: values.pop(key) for key in known if key in values})
+    return Part(REVISIONS[name], {key: values.pop(key) for key in fields_of(REVISIONS[name]) if key in values})
 
 
-def _rule(spec: str, values: dict[str, Any]) -> RevealRule:
+def _rule(spec: str, values: dict[str, Any], fields_of: Callable[[Place], tuple[str, ...]]) -> Part:
     named = [key for key in values if key in RULES]
     if len(named) > 1:
         raise ValueError(f"decoder spec {spec!r}: {' and '.join(named)} are different rules, give one")
-    kind = RULES[named[0]] if named else EntropyBound
+    place = RULES[named[0] if named else "entropy_bound"]
     for key in values:
-        check_choice(
-            f"decoder spec {spec!r}: key of {kind.__name__}", key, [field.name for field in dataclasses.fields(kind)]
-        )
-    return kind(**values)
+        check_choice(f"decoder spec {spec!r}: key of {place[1]}", key, fields_of(place))
+    return Part(place, values)
 
 
 def _parse(text: str) -> Any:
@@ -101,6 +144,6 @@ def _parse(text: str) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def _nearest(name: str, known) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {near[0]!r}?" if near else ""

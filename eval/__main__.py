@@ -3,6 +3,8 @@
     python -m eval run --model setflow --model_args "pretrained=PATH,decoder=sbd:block_size=16;entropy_bound=0.1" \
         --tasks humaneval --confirm_run_unsafe_code
 
+From its first release after 0.4.13 on, ``lm_eval`` itself finds the model by our entry point; the sandbox is only here.
+
 ``setflow eval`` is shorter, knows our own tasks and local data, and goes on where it was killed.
 """
 

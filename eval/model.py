@@ -18,7 +18,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from decoding import decoder_from_spec
 from decoding.checks import check_count
-from decoding.forward.adapter import base_of, holds_adapter, load_adapter
+from decoding.loading import attach_extras, weights_of
+from decoding.source import located
 from eval.clock import clock
 from eval.counts import count, total
 from eval.finished import Finished, number_repeats, request_key
@@ -74,12 +75,13 @@ class SetflowLM(HFLM):
         # As lm-eval would have them from --model_args, for its result files.
         self.arguments = {"pretrained": name, "device": device, "batch_size": batch_size, **kwargs}
         self.use(decoder, int(seed))
-        adapter = pretrained if isinstance(pretrained, str) and holds_adapter(pretrained) else None
-        if adapter is not None:
-            pretrained, kwargs = base_of(adapter), {"tokenizer": adapter} | kwargs
-        super().__init__(pretrained, device=device, batch_size=batch_size, **kwargs)
-        if adapter is not None:
-            load_adapter(self.model, adapter)
+        if not isinstance(pretrained, str):
+            super().__init__(pretrained, device=device, batch_size=batch_size, **kwargs)
+            return
+        # HFLM loads the weights, since it knows of many ways to, and we what lies beside them.
+        kwargs = {"tokenizer": located(pretrained)} | kwargs
+        super().__init__(weights_of(pretrained), device=device, batch_size=batch_size, **kwargs)
+        attach_extras(self.model, pretrained)
 
     def use(self, decoder: str, seed: int = 0) -> None:
         """Decode with this decoder and seed from now on; the costs start anew."""

@@ -36,10 +36,9 @@ WHAT = {
     "gated": "A row-gated adapter: next-token text of the base model is unchanged bit for bit, and mask rows draft it.",
 }
 USE = """```python
-from decoding import decoder_from_spec, load_adapted
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from decoding import decoder_from_spec, load_model
 
-model, tokenizer = {load}("{saved}"), AutoTokenizer.from_pretrained("{saved}")
+model, tokenizer = load_model("{saved}")
 inputs = tokenizer("PROMPT", return_tensors="pt")
 decoder = decoder_from_spec("{spec}")
 model.generate(**inputs, custom_generate=decoder)
@@ -50,7 +49,6 @@ def write_card(recipe, tags: Sequence[str], report: dict, folder: Path) -> None:
     """Write ``README.md`` into ``folder``, every figure in it from ``report``; ``tags`` are those of the objective."""
     kind, measure, after = recipe.tuned.kind, recipe.measured, report["measured"]
     before = report.get("measured_before") or {}
-    load = "AutoModelForCausalLM.from_pretrained" if kind != "gated" else "load_adapted"
     saved = folder / "merged" if recipe.tuned.merge else folder
     losses = ["| held-out text | next-token loss before | after, nats per token |", "|---|---|---|"]
     earlier = report.get("held_out_before", {})
@@ -69,7 +67,7 @@ def write_card(recipe, tags: Sequence[str], report: dict, folder: Path) -> None:
             base=f"\nbase_model: {recipe.model}" if recipe.model and "/" in recipe.model else "",
             title=Path(recipe.output).name,
             what=WHAT[kind],
-            use=USE.format(load=load, saved=saved, spec=recipe.decoder or "ntp"),
+            use=USE.format(saved=saved, spec=recipe.decoder or "ntp"),
             losses="\n".join(losses) if len(losses) > 2 else "No held-out text was given.",
             table="\n".join(table) if len(table) > 2 else "Tokens per forward were not measured.",
             acceptance=f"Acceptance 1 - TV(p, q) by offset in a masked block: {', '.join(accepted)}."

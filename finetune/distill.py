@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decoding.checks import check_count, check_range
+from decoding.loading import load_tokenizer, load_weights, weights_of
 from finetune.interrupts import full_disk_named
 
 
@@ -68,7 +68,7 @@ def distill(
     "prompt" and "completion", or "messages"; and "complete", false if ``max_new_tokens`` cut it off. ``advance`` is told
     of every batch that is done, as a number of texts. Raises ValueError for prompts or a file that make no sense.
     """
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    tokenizer = load_tokenizer(settings.model)
     path = Path(settings.output)
     done = _whole_lines(path)
     if done < settings.samples and done % settings.batch_size:
@@ -164,7 +164,7 @@ def make_generator(settings: Distillation) -> Generator:
 def _vllm(settings: Distillation) -> Generator:
     from vllm import LLM, SamplingParams
 
-    engine = LLM(model=settings.model)
+    engine = LLM(model=weights_of(settings.model))
 
     def generate(prompts: list[list[int]], seed: int) -> list[list[int]]:
         laws = [
@@ -179,8 +179,7 @@ def _vllm(settings: Distillation) -> Generator:
 
 def _transformers(settings: Distillation) -> Generator:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto" if device == "cuda" else torch.float32)
-    model.to(device).eval()
+    model = load_weights(settings.model, dtype="auto" if device == "cuda" else torch.float32).to(device)
     config = model.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     stops = {token for token in (*ends, config.bos_token_id) if token is not None}  # BOS: the next text begins

@@ -225,21 +225,6 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise ValueError(f"recipe {str(path)!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
 
 
-def check_source(key: str, source: str, output: str) -> None:
-    """Raise ValueError if ``source`` looks like a path and is no folder, so that nobody waits for the hub to deny it.
-
-    A hub name is NAME or OWNER/NAME; one whose owner is a folder here, or the folder of the recipe's own output, is a
-    path that was mistyped or not yet made.
-    """
-    path = Path(source).expanduser()
-    owner, _, name = source.partition("/")
-    is_path = not owner or "/" in name or owner.startswith((".", "~")) or Path(owner).is_dir()
-    if (is_path or name and owner == Path(output).parts[0]) and not path.is_dir():
-        raise ValueError(f"{key}: the folder {source!r} does not exist; give {key}=PATH, or a hub name OWNER/NAME")
-    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "tokenizer_config.json")):
-        raise ValueError(f"{key}: the folder {source!r} has no config.json, so there is no {key} in it")
-
-
 def _runs_on_cpu(settings: Mapping[str, Any]) -> bool:
     told = settings.get("use_cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
     return told or not (torch.accelerator.is_available() or is_torch_xla_available())

@@ -10,17 +10,19 @@ from pathlib import Path
 import torch
 import transformers
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import NextTokenObjective, Objective, find_mask_token
 from decoding.forward.adapter import gated_adapter
+from decoding.loading import load_tokenizer, load_weights
+from decoding.source import check_source
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
 from finetune.data import load_documents, stream_documents
 from finetune.interrupts import SaveOnInterrupt, full_disk_named
 from finetune.objectives import build_objective
 from finetune.packing import PackedDataset, StreamedRows
-from finetune.recipe import Recipe, check_source
+from finetune.recipe import Recipe
 from finetune.resume import check_same_run, keep_recipe, last_checkpoint
 from finetune.trainer import ObjectiveTrainer
 from finetune.tuning import merge_adapter
@@ -37,15 +39,14 @@ def finetune(recipe: Recipe) -> dict:
     """
     for key, source in (("tokenizer", recipe.tokenizer), ("model", recipe.model)):
         if source is not None:
-            check_source(key, source, recipe.output)
+            check_source(source, named=f"{key}: the folder {source!r}", made_in=recipe.output)
     folder = Path(recipe.output)
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         check_same_run(recipe, folder)
     arguments = recipe.training_arguments()
     transformers.set_seed(arguments.seed)
-    named = ("tokenizer", recipe.tokenizer) if recipe.tokenizer else ("model", recipe.model)
-    tokenizer = _load(AutoTokenizer, *named)
+    tokenizer = load_tokenizer(recipe.tokenizer or recipe.model, field="tokenizer" if recipe.tokenizer else "model")
     train, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
     model = _build_model(recipe, tokenizer, arguments)
     model.set_attn_implementation(recipe.attention_on(arguments.device, model.config))
@@ -181,14 +182,12 @@ def _build_model(recipe: Recipe, tokenizer, arguments):
     if recipe.model is not None:
         # Frozen weights need no more digits than they are computed with; those that are trained do.
         frozen = recipe.tuned.kind != "full" and arguments.mixed_precision == "bf16"
-        return _load(AutoModelForCausalLM, "model", recipe.model, dtype=torch.bfloat16 if frozen else torch.float32)
+        model = load_weights(recipe.model, dtype=torch.bfloat16 if frozen else torch.float32)
+        if gated_adapter(model) is not None:
+            raise ValueError(
+                f"model: {recipe.model!r} is a gated adapter, from which no training starts; give its base model, "
+                f"{model.name_or_path!r}"
+            )
+        return model
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **recipe.new_model))
-
-
-def _load(kind, key: str, source: str, **settings):
-    try:
-        return kind.from_pretrained(source, **settings)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{key} {source!r} cannot be loaded: {reason}") from error

@@ -47,6 +47,12 @@ class ResampleObjective(ResampleConfig, Objective):
             if own | kept != self.as_dict() | kept:
                 raise ValueError(f"the model was trained with {own}; it cannot go on with {self.as_dict()}")
             model.config.resample = self.as_dict()
+        code = getattr(model, "offset_code", None)
+        if code is None:
+            raise ValueError(
+                "the model was trained with an offset code and has none here: load it with decoding.load_model"
+            )
+        code.requires_grad_(True)  # one that was loaded is frozen
 
     def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         return list(model.offset_code.parameters())

@@ -122,7 +122,7 @@ def load_offset_code(model, folder: str | Path) -> OffsetCode:
     code = attach_offset_code(model, config)
     with torch.no_grad():
         code.table.copy_(codes / code.GAIN)
-    return code.requires_grad_(_innermost(model).get_input_embeddings().weight.requires_grad)
+    return code.requires_grad_(False)  # until an objective trains it
 
 
 def _innermost(model):

@@ -1,17 +1,57 @@
 """setflow: Llama- and Qwen-type language models that decode several tokens per forward pass, from one set of weights.
 
-The decoders live in the packages ``decoding``, ``sbd``, ``rpt`` and ``dfm``; this one holds the command line and a tiny
-model, so that everything can be tried on a machine without any other model.
+The decoders live in the packages ``decoding``, ``sbd``, ``rpt`` and ``dfm``, and have their names here, too; this one
+holds the command line and a tiny model, so that everything can be tried on a machine without any other model.
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from decoding import NextTokenDecoder, decoder_from_spec, install, uninstall
+    from dfm import FlowDecoder
+    from rpt import ResampleDecoder
+    from sbd import SelfSpeculativeDecoder, SetBlockDecoder
+    from setflow.loading import load_model
+
 __version__ = "0.1.0"
-__all__ = ["load_embedded"]
+__all__ = [
+    "FlowDecoder",
+    "NextTokenDecoder",
+    "ResampleDecoder",
+    "SelfSpeculativeDecoder",
+    "SetBlockDecoder",
+    "decoder_from_spec",
+    "install",
+    "load_embedded",
+    "load_model",
+    "uninstall",
+]
+# Where a name comes from; imported with it, because torch and transformers take seconds.
+_HOMES = {
+    "FlowDecoder": "dfm",
+    "NextTokenDecoder": "decoding",
+    "ResampleDecoder": "rpt",
+    "SelfSpeculativeDecoder": "sbd",
+    "SetBlockDecoder": "sbd",
+    "decoder_from_spec": "decoding",
+    "install": "decoding",
+    "load_model": "setflow.loading",
+    "uninstall": "decoding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load_embedded(dtype: "torch.dtype | None" = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -23,6 +63,6 @@ def load_embedded(dtype: "torch.dtype | None" = None) -> "tuple[PreTrainedModel,
         prompt = tokenizer("478 + 395 = ?\\n", return_tensors="pt")
         ids = model.generate(**prompt, max_new_tokens=80, custom_generate=decoder_from_spec("sbd:block_size=16"))
     """
-    from setflow.loading import load_model  # torch and transformers take seconds to import
+    from setflow.loading import load_model
 
-    return load_model(None, dtype)
+    return load_model("embedded", dtype)

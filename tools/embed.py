@@ -9,7 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from decoding.forward.adapter import SETTINGS_FILE, WEIGHTS_FILE, holds_adapter, read_settings
+from decoding.forward.adapter import WEIGHTS_FILE, holds_adapter, read_settings
+from decoding.source import ADAPTER_FILE
 from setflow.loading import EMBEDDED, EMBEDDED_GATED
 
 STAGES = {
@@ -115,7 +116,7 @@ def ship_gated(build: Path) -> None:
     for file in (WEIGHTS_FILE, "README.md", "training.json"):
         shutil.copy(adapter / file, EMBEDDED_GATED / file)
     settings = read_settings(adapter) | {"base_model": "."}
-    (EMBEDDED_GATED / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+    (EMBEDDED_GATED / ADAPTER_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
 if __name__ == "__main__":

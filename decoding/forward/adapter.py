@@ -3,7 +3,7 @@
 A clean row, its keys and values and its logits never meet the adapter; a mask row does, in every linear layer and in
 the embedding of the mask token. So SelfSpeculativeDecoder drafts with the adapter and verifies with the base model:
 
-    model = load_adapted(FOLDER)    # the base model and the adapter; load_adapter(model, FOLDER) if it is loaded already
+    model, tokenizer = load_model(FOLDER)    # base model and adapter; load_adapter(model, FOLDER) if it is loaded already
     model.generate(**inputs, custom_generate=SelfSpeculativeDecoder(block_size=8))    # BASE's text, only faster
 
 Since the terms depend on the row, they cannot be merged into the weights. Precedents: Apple's multi-token prediction
@@ -20,12 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from decoding.forward.gating import block_rows
+from decoding.source import ADAPTER_FILE
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SETTINGS_FILE, WEIGHTS_FILE = "gated_adapter.json", "gated_adapter.safetensors"
+WEIGHTS_FILE = "gated_adapter.safetensors"
 NAME = "gated_adapter"  # of the submodule, so that it moves with the model and its parameters are found
 REMEMBERED = ("mask_token_id", "trained_block_sizes", "decoder")  # fields of the generation config
 
@@ -93,7 +94,7 @@ class GatedAdapter(nn.Module):
         base = str(base.resolve()) if base.is_dir() else model.name_or_path  # else a name on the hub
         settings = {"base_model": base, "rank": self.rank, "alpha": self.alpha, "targets": self.targets}
         settings["generation"] = {name: getattr(model.generation_config, name, None) for name in REMEMBERED}
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+        (folder / ADAPTER_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> GatedAdapter:
@@ -122,13 +123,6 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> GatedAdapter:
     return adapter
 
 
-def load_adapted(folder: str | Path, **settings: Any) -> PreTrainedModel:
-    """The base model of the adapter in ``folder`` with the adapter on it; ``settings`` go to ``from_pretrained``."""
-    model = AutoModelForCausalLM.from_pretrained(base_of(folder), **settings)
-    load_adapter(model, folder)
-    return model
-
-
 def base_of(folder: str | Path) -> str:
     """Folder or hub name of the model that the adapter in ``folder`` belongs to; "." is one in the same folder."""
     name = read_settings(folder)["base_model"]
@@ -137,7 +131,7 @@ def base_of(folder: str | Path) -> str:
 
 def holds_adapter(folder: str | Path) -> bool:
     """Whether ``folder`` is one and holds a gated adapter."""
-    return (Path(folder) / SETTINGS_FILE).is_file()
+    return (Path(folder) / ADAPTER_FILE).is_file()
 
 
 def remove_adapter(model: PreTrainedModel) -> None:
@@ -160,9 +154,9 @@ def gated_adapter(model: PreTrainedModel) -> GatedAdapter | None:
 def read_settings(folder: str | Path) -> dict:
     """What ``gated_adapter.json`` in ``folder`` says; ``base_model`` is the model that the adapter belongs to."""
     try:
-        return json.loads((Path(folder) / SETTINGS_FILE).read_text())
+        return json.loads((Path(folder) / ADAPTER_FILE).read_text())
     except FileNotFoundError:
-        raise ValueError(f"{str(folder)!r} holds no gated adapter: {SETTINGS_FILE} is missing") from None
+        raise ValueError(f"{str(folder)!r} holds no gated adapter: {ADAPTER_FILE} is missing") from None
 
 
 def _linear_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[tuple[str, nn.Module]]:

@@ -8,14 +8,14 @@ from transformers import AutoModelForCausalLM
 
 from decoding import NextTokenDecoder
 from decoding.forward.adapter import (
-    SETTINGS_FILE,
     GatedAdapter,
     gated_adapter,
-    load_adapted,
     load_adapter,
     remove_adapter,
 )
 from decoding.forward.gating import marked_block_rows
+from decoding.loading import load_weights
+from decoding.source import ADAPTER_FILE
 from decoding.training.packed import Packing
 from sbd import SelfSpeculativeDecoder, SetBlockDecoder, SetBlockObjective
 from tests.conftest import MASK
@@ -162,10 +162,10 @@ def test_the_adapter_knows_its_base_model(fresh_model, tmp_path, prompts, place)
     fresh_model("llama").save_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     adapted(model).save(model, tmp_path / "adapter", torch.float32)
-    path = tmp_path / "adapter" / SETTINGS_FILE
+    path = tmp_path / "adapter" / ADAPTER_FILE
     if place == "together":
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model": "."}))
-    loaded, batch = load_adapted(tmp_path / "adapter"), prompts(9)
+    loaded, batch = load_weights(str(tmp_path / "adapter")), prompts(9)
     settings = {"max_new_tokens": 12, "do_sample": False, "custom_generate": SetBlockDecoder(4, mask_token_id=MASK)}
     assert torch.equal(loaded.generate(**batch, **settings), model.generate(**batch, **settings))
 

@@ -1,13 +1,17 @@
 """Decoders as short texts, and the checks of what users type."""
 
 import dataclasses
+import importlib
 import math
+import sys
 
 import pytest
 
 from decoding import NextTokenDecoder, decoder_from_spec
 from decoding.checks import check_choice, check_count, check_range
 from decoding.forward.mask_token import find_mask_token
+from decoding.signatures import signature_of
+from decoding.spec import DECODERS, REVISIONS, RULES, check_spec
 from sbd import ConfidenceFactor, ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
 
 
@@ -37,7 +41,7 @@ def test_specs_name_fields_of_decoder_and_rule(spec, decoder):
     assert hash(decoder_from_spec(spec)) == hash(decoder)
 
 
-@pytest.mark.parametrize(
+IMPOSSIBLE = pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("sdb", "unknown decoder 'sdb', did you mean 'sbd'?.*known are ntp, sbd"),
@@ -60,9 +64,69 @@ def test_specs_name_fields_of_decoder_and_rule(spec, decoder):
         ("sbd:entropy_from=logits", "entropy_from must be one of 'sampled', 'raw', got 'logits'"),
     ],
 )
+
+
+@IMPOSSIBLE
 def test_impossible_specs_say_what_is_wrong_and_what_is_near(spec, message):
     with pytest.raises(ValueError, match=message):
         decoder_from_spec(spec)
+
+
+@IMPOSSIBLE
+def test_the_same_is_said_before_anything_is_imported(spec, message):
+    with pytest.raises(ValueError) as late:
+        decoder_from_spec(spec)
+    with pytest.raises(ValueError) as early:
+        check_spec(spec)
+    assert str(early.value) == str(late.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "ntp",
+        "sbd:confidence_factor=2,max_reveal=none",
+        "sbd:block_size=4,revise=resample,accept=gibbs,threshold=0.5",
+        "sbd:revise=remask,rounds=2",
+        "sbd-lossless:look_ahead=auto,draft=both",
+        "prompt-lookup:block_size=4,look_ahead=2",
+        "rpt:iterations=0.5,schedule=plain",
+        "dfm:sampler=rule,entropy_bound=0.1,block_size=8",
+    ],
+)
+def test_what_is_possible_passes_the_early_check(spec):
+    check_spec(spec)
+    decoder_from_spec(spec)
+
+
+@pytest.mark.parametrize(
+    "place", [*(place for place, _ in DECODERS.values()), *RULES.values(), *REVISIONS.values()], ids=lambda p: p[1]
+)
+def test_fields_read_from_the_source_are_those_of_the_class(place):
+    module, name = place
+    kind = getattr(importlib.import_module(module), name)
+    assert signature_of(module, name).fields == tuple(field.name for field in dataclasses.fields(kind))
+
+
+def test_sources_are_read_as_far_as_they_can_be(tmp_path, monkeypatch):
+    (tmp_path / "made_up.py").write_text(
+        "from decoding.checks import check_choice, check_count\n"
+        "KINDS = ('a', 'b')\n"
+        "@dataclass\nclass Base:\n    size: int = 1\n    tag: ClassVar[str] = 'x'\n"
+        "@dataclass\nclass Thing(Base):\n    kind: str = 'a'\n    most: int = 3\n"
+        "    def __post_init__(self):\n"
+        "        check_choice('kind', self.kind, KINDS)\n"
+        "        check_count('most', self.most, self.least())\n"
+        "        if self.size:\n            check_count('size', self.size, 5)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    signature = signature_of("made_up", "Thing")
+    assert signature.fields == ("size", "kind", "most")
+    signature.check({"size": 1, "most": 0, "kind": "b"})  # what stands under a condition, or is computed, is left
+    with pytest.raises(ValueError, match="kind must be one of 'a', 'b', got 'c'"):
+        signature.check({"kind": "c"})
+    assert signature_of("made_up", "Nothing") is None and signature_of("no_such_module_anywhere", "X") is None
+    assert "made_up" not in sys.modules
 
 
 @pytest.mark.parametrize("decoder", [NextTokenDecoder(), SetBlockDecoder(block_size=4, rule=TopK(2))])

@@ -1,6 +1,10 @@
 """The lm-eval model: texts and likelihoods are those of stock ``hf``, costs are counted, a killed run goes on."""
 
 import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 from decoding.forward.adapter import GatedAdapter, gated_adapter
 from eval.model import SetflowLM, StopText
+from rpt import ResampleConfig, attach_offset_code, save_offset_code
 
 # Word-like prompts of different lengths; two are equal.
 PROMPTS = ["the he", "a b a b a b the end", "x", "he said: ing end th", "x", "1 + 2 = "]
@@ -226,3 +231,39 @@ def test_a_gated_adapter_is_loaded_with_its_base_model(fresh_model, tokenizer, t
     stock = HFLM(pretrained=base, tokenizer=tokenizer, device="cpu", batch_size=1)
     expected = stock.generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True)
     assert ours.generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True) == expected
+
+
+def test_an_offset_code_is_loaded_from_beside_its_model(fresh_model, tokenizer, tmp_path):
+    model = fresh_model("llama")
+    torch.nn.init.normal_(attach_offset_code(model, ResampleConfig()).table)
+    save_offset_code(model, tmp_path)
+    plain = {name: weight for name, weight in model.state_dict().items() if "offset" not in name}
+    model.save_pretrained(tmp_path, state_dict=plain)
+    tokenizer.save_pretrained(tmp_path)
+    ours = SetflowLM(pretrained=str(tmp_path), decoder="rpt:iterations=1", device="cpu")
+    decoder = ours.decoder
+    assert torch.equal(ours.model.offset_code.table, model.offset_code.table)
+    prompt = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    expected = model.generate(prompt, max_new_tokens=12, do_sample=False, custom_generate=decoder)
+    (text,) = ours.generate_until(requests(prompts=PROMPTS[:1]), disable_tqdm=True)
+    assert text == tokenizer.decode(expected[0, prompt.shape[1] :], skip_special_tokens=True)
+
+
+def test_lm_eval_finds_the_model_by_its_entry_point():
+    """In a process that has not imported our model, as ``lm_eval --model setflow`` is."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    value = project["project"]["entry-points"]["lm_eval.models"]["setflow"]
+    code = f"""
+from importlib.metadata import EntryPoint
+from lm_eval.api import registry
+
+entry = EntryPoint("setflow", {value!r}, "lm_eval.models")
+if hasattr(registry, "load_plugins"):
+    registry.md.entry_points = lambda *, group: [entry] if group == entry.group else []
+else:  # up to 0.4.13, which knows such placeholders but looks for none
+    registry.model_registry.register(entry.name, target=entry.value)
+found = registry.get_model("setflow")
+print(found.__module__, found.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["eval.model", "SetflowLM"], done.stderr

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from decoding import NextTokenObjective, Objective, load_adapted
+from decoding import NextTokenObjective, Objective, load_model
 from decoding.forward.adapter import GatedAdapter
 from dfm import FlowDecoder
 from finetune import finetune, objectives
@@ -158,7 +158,7 @@ def test_a_gated_flow_run_leaves_the_model_as_it_is(recipe, base, tmp_path):
     tuning = {"kind": "gated", "rank": 2}
     report = finetune(recipe(objective="dfm", objective_options=options, tuning=tuning, decoder=decoder, **base))
     assert report["log"][0]["flow_loss"] > 0 and "ntp_loss" not in report["log"][0]
-    plain, model = AutoModelForCausalLM.from_pretrained(base["model"]), load_adapted(tmp_path / "out")
+    plain, model = AutoModelForCausalLM.from_pretrained(base["model"]), load_model(tmp_path / "out")[0]
     assert model.gated_adapter.terms["layers-0-mlp-up_proj"].up.any()
     assert model.generation_config.trained_block_sizes == [4] and model.generation_config.suppress_tokens is None
     prompt, settings = torch.tensor([[5, 6, 7]]), {"max_new_tokens": 8, "do_sample": False}

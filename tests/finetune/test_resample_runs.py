@@ -46,6 +46,19 @@ def test_a_second_stage_goes_on_with_the_code(run):
     training = {"max_steps": 1, "learning_rate": 0.0}
     _, second = run("rpt", OPTIONS, "second", new_model=None, model=first, training=training)
     assert torch.equal(load_model(second)[0].offset_code.table, before)
+    _, third = run("rpt", OPTIONS, "third", new_model=None, model=first)
+    assert not torch.equal(load_model(third)[0].offset_code.table, before)  # what was loaded is trained again
+
+
+def test_another_objective_leaves_the_code_as_it_is(run, tmp_path):
+    _, first = run("rpt", OPTIONS)
+    before = load_model(first)[0].offset_code.table
+    _, second = run("ntp", {}, "second", new_model=None, model=first)
+    with safe_open(f"{second}/model.safetensors", "pt") as file:
+        assert not [key for key in file.keys() if "offset" in key]
+    model, _ = load_model(second)
+    assert torch.equal(model.offset_code.table, before)
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, custom_generate=decoder_from_spec("rpt")).any()
 
 
 def test_both_objectives_in_one_run(run):

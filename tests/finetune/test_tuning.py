@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decoding import NextTokenDecoder
-from decoding.forward.adapter import SETTINGS_FILE, WEIGHTS_FILE
+from decoding.forward.adapter import WEIGHTS_FILE, GatedAdapter
+from decoding.source import ADAPTER_FILE
 from finetune import finetune
 from finetune.tuning import merge_adapter
 from sbd import SelfSpeculativeDecoder
@@ -136,6 +137,13 @@ def test_what_cannot_be_is_refused(tuned, base, tmp_path):
     with pytest.raises(ValueError, match="adapter_config.json is missing"):
         merge_adapter(base, tmp_path / "merged")
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / SETTINGS_FILE).write_text("{}")
+    (tmp_path / "adapter" / ADAPTER_FILE).write_text("{}")
     with pytest.raises(ValueError, match="it acts on mask rows only, so it cannot be merged"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    adapter = GatedAdapter(AutoModelForCausalLM.from_pretrained(base), 2, 4)
+    adapter.save(AutoModelForCausalLM.from_pretrained(base), tmp_path / "gated")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "gated")
+    with pytest.raises(
+        ValueError, match="gated' is a gated adapter, from which no training starts; give its base model"
+    ):
+        tuned("full", model=str(tmp_path / "gated"))

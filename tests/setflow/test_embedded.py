@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoding import decoder_from_spec, find_mask_token
-from setflow import load_embedded, loading
+from setflow import load_embedded, load_model, loading
 
 pytestmark = pytest.mark.skipif(
     not (loading.EMBEDDED / "model.safetensors").is_file(),
@@ -20,6 +20,13 @@ def test_it_loads_in_float32_or_as_asked():
     assert load_embedded(torch.bfloat16)[0].dtype == torch.bfloat16
     assert len(tokenizer) == model.config.vocab_size
     assert find_mask_token(model) == tokenizer.mask_token_id
+
+
+@pytest.mark.parametrize("name", [None, "embedded", "embedded-gated"])
+def test_packaged_models_have_names(name):
+    model, tokenizer = load_model(name)
+    assert model.dtype == torch.float32 and len(tokenizer) == model.config.vocab_size
+    assert hasattr(model, "gated_adapter") == (name == "embedded-gated")
 
 
 def test_files_are_small_and_bfloat16():

@@ -9,6 +9,8 @@ from xml.dom import minidom
 import pytest
 from rich.text import Text
 
+from rpt import ResampleConfig, attach_offset_code, save_offset_code
+from setflow.loading import load_model
 from setflow.text import MASK
 from setflow.trace import trace_lines, trace_svg
 
@@ -46,6 +48,22 @@ def test_by_default_the_decoder_is_the_models_own(setflow, roomy):
     assert code == 0, err
     tokens, forwards = map(int, re.search(r"(\d+) tokens, (\d+) forwards", out).groups())
     assert tokens == 4 and forwards != tokens  # ntp would need as many
+
+
+@needs_lm_eval
+def test_a_model_with_an_offset_code_is_evaluated_by_its_own_decoder(setflow, roomy, tmp_path):
+    model, tokenizer = load_model(roomy)
+    attach_offset_code(model, ResampleConfig())
+    save_offset_code(model, tmp_path)
+    model.generation_config.decoder, model.generation_config._from_model_config = "rpt:iterations=1", False
+    plain = {name: weight for name, weight in model.state_dict().items() if "offset" not in name}
+    model.save_pretrained(tmp_path, state_dict=plain)
+    tokenizer.save_pretrained(tmp_path)
+    arguments = ["--model", str(tmp_path), "--tasks", "additions", "--limit", "1", "--max-gen-toks", "4"]
+    code, out, err = setflow("eval", *arguments, "--out", str(tmp_path / "out"))
+    assert code == 0, err
+    (costs,) = (tmp_path / "out").rglob("decoding_2*.json")
+    assert json.loads(costs.read_text())["decoder"].startswith("ResampleDecoder(window=2, iterations=1")
 
 
 @needs_lm_eval

@@ -106,7 +106,7 @@ def test_dtype_and_prompt_from_standard_input(setflow, tiny, monkeypatch):
         (["generate", "x", "--model", "./no/such"], "error: model './no/such' does not exist"),
         (["generate", "x", "--model", "tests/no-such"], "error: model 'tests/no-such' does not exist"),
         (["generate", "x", "--model", "no-such/model"], "error: model 'no-such/model' cannot be loaded: "),
-        (["generate", "x", "--model", "EMPTY"], "is a folder without config.json"),
+        (["generate", "x", "--model", "EMPTY"], "has no config.json"),
         (["generate", "x", "--model", "TINY", "--decoder", "sdb"], "error: unknown decoder 'sdb', did you mean 'sbd'?"),
         (["generate", "x", "--model", "TINY", "--decoder", "sbd:blok_size=4"], "unknown key 'blok_size', did you mean"),
         (["generate", "x", "--model", "TINY", "--decoder", "sbd:block_size=0"], "error: block_size must be"),

@@ -1,0 +1,101 @@
+"""One door for models of every kind: stock ones, gated adapters, models with an offset code.
+
+    model, tokenizer = load_model(SOURCE)
+
+What is trained here is kept in stock files, and what stock files have no place for lies beside them (``EXTRAS``).
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from decoding.forward.adapter import WEIGHTS_FILE, base_of
+from decoding.source import ADAPTER_FILE, check_source, located
+
+# Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
+# Imported when there are such files, because methods stand on this package.
+EXTRAS: dict[tuple[str, ...], str] = {
+    ("offset_code.safetensors",): "rpt:load_offset_code",
+    (ADAPTER_FILE, WEIGHTS_FILE): "decoding.forward.adapter:load_adapter",
+}
+
+
+def load_model(
+    source: str, *, tokenizer: str | None = None, trust_remote_code: bool = False, **settings: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in folder ``source`` or by that name on the hub, with all that belongs to it, and its tokenizer.
+
+    A folder may hold a whole model; an adapter, gated or peft's, that names its base model; and files of ``EXTRAS``.
+    tokenizer: where that is, by default with the model. trust_remote_code: whether code that lies with the model may run;
+    nobody is asked. settings: as ``from_pretrained`` takes them; dtype is that of the files by default.
+
+    Raises ValueError, in one sentence, if there is no such model or if it cannot be loaded.
+    """
+    tokens = load_tokenizer(tokenizer or source, trust_remote_code)
+    return load_weights(source, trust_remote_code, **settings), tokens
+
+
+def load_tokenizer(source: str, trust_remote_code: bool = False, field: str = "model") -> PreTrainedTokenizerBase:
+    """The tokenizer alone. field: what the user calls ``source``, for messages."""
+    check_source(source, named=f"{field} {source!r}")
+    with _one_sentence(f"{field} {source!r}"):
+        return AutoTokenizer.from_pretrained(located(source), trust_remote_code=trust_remote_code)
+
+
+def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) -> PreTrainedModel:
+    """The model alone, in evaluation mode."""
+    check_source(source)
+    settings = {"dtype": "auto", "trust_remote_code": trust_remote_code} | settings
+    with _one_sentence(f"model {source!r}"):
+        model, info = AutoModelForCausalLM.from_pretrained(weights_of(source), output_loading_info=True, **settings)
+        # Weights that are not in the files are random, and nobody should miss that because the log is quiet.
+        absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+        if absent:
+            warnings.warn(
+                f"model {source!r}: {len(absent)} weights are not in its files and are random: {absent[0]}, ...",
+                stacklevel=2,
+            )
+        attach_extras(model, source)
+    return model.eval()
+
+
+def weights_of(source: str) -> str:
+    """Where the weights of ``source`` are: with its base model, if it is a gated adapter."""
+    file = _beside(source, ADAPTER_FILE)
+    return located(source) if file is None else base_of(file.parent)
+
+
+def attach_extras(model: PreTrainedModel, source: str) -> None:
+    """Put on ``model``, which has the weights of ``source``, what lies beside them."""
+    for place in dict.fromkeys((weights_of(source), located(source))):
+        for files, attach in EXTRAS.items():
+            found = [_beside(place, file) for file in files]
+            if None not in found:
+                module, _, function = attach.partition(":")
+                getattr(import_module(module), function)(model, found[0].parent)
+
+
+def _beside(source: str, file: str) -> Path | None:
+    """``file`` of a folder, or of a model on the hub, if it is there."""
+    folder = Path(located(source))
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    try:
+        return Path(cached_file(source, file))
+    except OSError:
+        return None
+
+
+@contextmanager
+def _one_sentence(named: str) -> Iterator[None]:
+    """Turn what a library raises into a ValueError that begins with ``named``; each format has errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{named} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -1,0 +1,32 @@
+"""Where a model is, a folder or a name on the hub, and what lies there; known without torch, before anything is loaded."""
+
+from pathlib import Path
+
+ADAPTER_FILE = "gated_adapter.json"
+MODEL_FILES = ("config.json", "adapter_config.json", ADAPTER_FILE)  # a model, or peft's or our adapter
+
+
+def check_source(source: str, *, named: str | None = None, made_in: str | None = None) -> None:
+    """Raise ValueError if ``source`` can only be a mistyped path, or is a folder without a model.
+
+    A hub name is OWNER/NAME; one whose owner is a folder here is a path that was mistyped or not yet made, and asking the
+    hub for it takes long without a network. named: what the message calls it. made_in: a folder that this run makes, so
+    that what begins like it is a path as well.
+    """
+    named, path = named or f"model {source!r}", Path(source).expanduser()
+    if path.is_file():
+        raise ValueError(f"{named} is a file; give the folder that holds it, the one with config.json")
+    if source and path.is_dir():
+        if not any((path / name).is_file() for name in (*MODEL_FILES, "tokenizer_config.json")):
+            raise ValueError(f"{named} has no config.json, so there is no model in it")
+        return
+    owner, _, name = source.partition("/")
+    ours = Path(owner).is_dir() or made_in is not None and owner == Path(made_in).parts[0]
+    if not owner or not name or "/" in name or owner.startswith((".", "~")) or ours:
+        raise ValueError(f"{named} does not exist; give a folder with config.json, or a hub name OWNER/NAME")
+
+
+def located(source: str) -> str:
+    """``source`` with a home directory put in, as libraries want it: they know no "~"."""
+    path = Path(source).expanduser()
+    return str(path) if path.is_dir() else source

@@ -1,0 +1,47 @@
+"""What an import costs, and that laziness takes no name away. Nothing here looks at a clock."""
+
+import json
+import subprocess
+import sys
+
+import decoding
+import setflow
+
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "peft")
+
+
+def loaded_by(code: str) -> list[str]:
+    """The heavy libraries that are in ``sys.modules`` after ``code`` ran in an interpreter of its own."""
+    look = f"{code}\nimport json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_face_and_the_checks_need_no_torch():
+    assert loaded_by("import setflow, setflow.cli, eval, decoding.checks; setflow.__version__") == []
+
+
+def test_every_public_name_of_decoding_is_there():
+    names: dict = {}
+    exec("from decoding import *", names)
+    assert set(decoding.__all__) <= names.keys() and set(decoding.__all__) <= set(dir(decoding))
+    assert not hasattr(decoding, "exports_of_another_package")
+
+
+def test_every_public_name_of_setflow_is_that_of_its_package():
+    import dfm
+    import rpt
+    import sbd
+    from setflow import loading
+
+    homes = (decoding, dfm, rpt, sbd, loading)
+    for name in set(setflow.__all__) - {"load_embedded"}:
+        assert getattr(setflow, name) in [getattr(home, name, None) for home in homes] and name in dir(setflow)
+    assert not hasattr(setflow, "load_nothing")
+
+
+def test_a_decoder_keeps_its_arguments_however_it_was_imported():
+    """What generate drops for a callable reaches every kind of decoder, also where a single module was imported."""
+    wrapped = "assert transformers.GenerationMixin._extract_generation_mode_kwargs.__wrapped__"
+    assert "torch" in loaded_by(f"import transformers, decoding.decoder\n{wrapped}")
