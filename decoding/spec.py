@@ -1,12 +1,16 @@
-"""Decoders as short texts for command lines: ``name:key=value,key=value``."""
+"""Decoders as short texts for command lines: ``name:key=value,key=value``.
+
+What is one's own is named by where it is, ``module:Class``: a decoder (``module:Class:key=value``), a reveal rule
+(``rule=module:Class``, its fields are further keys), a revision (``revise=module:Class``), a draft source
+(``draft=module:Class``) or a flow sampler (``sampler=module:Class``).
+"""
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from decoding.checks import check_choice
+from decoding.checks import check_choice, named_object
 from decoding.signatures import signature_of
 
 if TYPE_CHECKING:
@@ -41,8 +45,7 @@ class Part:
     values: dict[str, Any]
 
     def load(self) -> Any:
-        module, name = self.place
-        return getattr(import_module(module), name)(**self.values)
+        return named_object("decoder spec", ":".join(self.place))(**self.values)
 
     def check(self) -> None:
         """Raise ValueError for a value of which that shows without an import."""
@@ -80,9 +83,14 @@ def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tupl
     fields_of: the fields of a dataclass.
     """
     name, _, text = spec.partition(":")
-    if name not in DECODERS:
-        raise ValueError(f"unknown decoder {name!r}{_nearest(name, DECODERS)}; known are {', '.join(DECODERS)}")
-    place, preset = DECODERS[name]
+    own, _, rest = text.partition(":")
+    if name in DECODERS:
+        place, preset = DECODERS[name]
+    elif own.isidentifier():  # module:Class, and then its keys
+        place, preset, text, name = (name, own), {}, rest, f"{name}:{own}"
+    else:
+        known = ", ".join(DECODERS)
+        raise ValueError(f"unknown decoder {name!r}{_nearest(name, DECODERS)}; known are {known}, or module:Class")
     values = dict(preset)
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
@@ -94,7 +102,7 @@ def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tupl
     if "revision" in known and values.get("revise") is not None:
         parts["revision"] = _revision(spec, values, fields_of)
     plain = {field for field in known if field not in ("rule", "revision")}
-    of_rules = {field for rule in RULES.values() for field in fields_of(rule)} if "rule" in known else set()
+    of_rules = _rule_keys(spec, values, fields_of) if "rule" in known else set()
     for key in values:
         if key not in plain | of_rules:
             takes = sorted(plain | of_rules)
@@ -108,8 +116,26 @@ def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tupl
 
 
 def _fields(place: Place) -> tuple[str, ...]:
-    module, name = place
-    return tuple(field.name for field in dataclasses.fields(getattr(import_module(module), name)))
+    kind = named_object("decoder spec", ":".join(place))
+    if not dataclasses.is_dataclass(kind):
+        raise ValueError(f"decoder spec: {':'.join(place)} is no dataclass, so it has no keys")
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _own(spec: str, key: str, value: Any, known: Mapping[str, Place]) -> Place:
+    """What ``key=value`` names: one of ``known``, or module:Class."""
+    module, colon, name = str(value).partition(":")
+    if colon:
+        return module, name
+    check_choice(f"decoder spec {spec!r}: {key}", value, (*known, "module:Class"))
+    return known[value]
+
+
+def _rule_keys(spec: str, values: dict[str, Any], fields_of: Callable[[Place], tuple[str, ...]]) -> set[str]:
+    """The keys that rules take: those of one's own, if ``rule=`` names it, else of all that are known."""
+    if "rule" in values:
+        return {"rule", *fields_of(_own(spec, "rule", values["rule"], {}))}
+    return {field for rule in RULES.values() for field in fields_of(rule)}
 
 
 def _unloaded_fields(place: Place) -> tuple[str, ...]:
@@ -120,12 +146,13 @@ def _unloaded_fields(place: Place) -> tuple[str, ...]:
 
 def _revision(spec: str, values: dict[str, Any], fields_of: Callable[[Place], tuple[str, ...]]) -> Part:
     """What ``revise=NAME`` and the keys of its fields ask for; takes them out of ``values``."""
-    name = values.pop("revise")
-    check_choice(f"decoder spec {spec!r}: revise", name, tuple(REVISIONS))
-    return Part(REVISIONS[name], {key: values.pop(key) for key in fields_of(REVISIONS[name]) if key in values})
+    place = _own(spec, "revise", values.pop("revise"), REVISIONS)
+    return Part(place, {key: values.pop(key) for key in fields_of(place) if key in values})
 
 
 def _rule(spec: str, values: dict[str, Any], fields_of: Callable[[Place], tuple[str, ...]]) -> Part:
+    if "rule" in values:
+        return Part(_own(spec, "rule", values.pop("rule"), {}), values)
     named = [key for key in values if key in RULES]
     if len(named) > 1:
         raise ValueError(f"decoder spec {spec!r}: {' and '.join(named)} are different rules, give one")

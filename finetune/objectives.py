@@ -1,10 +1,10 @@
-"""The objectives that a recipe can name. A new one is a line in ``OBJECTIVES``."""
+"""The objectives that a recipe can name: those of ``OBJECTIVES``, and "module:Class" of one's own."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from decoding import Objective
+from decoding.checks import check_choice, named_object
 
 # "module:Class", imported when a recipe names it.
 OBJECTIVES = {
@@ -16,10 +16,16 @@ OBJECTIVES = {
 }
 
 
+def check_objective(name: str) -> None:
+    """Raise ValueError for a name that is neither known nor module:Class."""
+    if ":" not in name:
+        check_choice("objective", name, tuple(OBJECTIVES))
+
+
 def build_objective(name: str, options: Mapping[str, Any]) -> Objective:
     """The objective called ``name`` with ``options``, its fields; raises ValueError for an unknown or impossible one."""
-    module, _, kind = OBJECTIVES[name].partition(":")
+    kind = named_object("objective", OBJECTIVES.get(name, name))
     try:
-        return getattr(import_module(module), kind)(**options)
+        return kind(**options)
     except TypeError as error:
         raise ValueError(f"objective_options: {str(error).replace('.__init__()', '')}") from None

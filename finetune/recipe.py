@@ -22,7 +22,7 @@ from decoding.forward import tiles
 from decoding.training.new_mask_token import MASK_INITS
 from finetune.data import Source
 from finetune.measure import Measure
-from finetune.objectives import OBJECTIVES
+from finetune.objectives import check_objective
 from finetune.tuning import Tuning
 
 
@@ -53,7 +53,7 @@ class Recipe:
     model: folder or hub name of the model to start from; absent if ``new_model`` is given.
     new_model: keyword arguments of LlamaConfig for a model trained from scratch, with ``tokenizer``.
     tokenizer: folder or hub name; by default the model's own.
-    objective: a name in ``finetune.objectives.OBJECTIVES``, such as "ntp" or "sbd".
+    objective: a name in ``finetune.objectives.OBJECTIVES``, such as "ntp" or "sbd", or "module:Class" of one's own.
     objective_options: the fields of that objective.
     tuning: what is trained, the fields of ``finetune.tuning.Tuning``; by default all weights.
     mask_init: what a new mask token's embedding starts from: "mean" of all rows, or "random".
@@ -89,7 +89,7 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_choice("objective", self.objective, tuple(OBJECTIVES))
+        check_objective(self.objective)
         check_choice("mask_init", self.mask_init, MASK_INITS)
         check_choice("save_dtype", self.save_dtype, DTYPES)
         check_choice("attention", self.attention, (None, *ATTENTION))

@@ -7,12 +7,15 @@ model.generate(**inputs, max_new_tokens=256, custom_generate=decoder)
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, TopK
 from sbd.decoder import SetBlockDecoder
 from sbd.lossless.decoder import SelfSpeculativeDecoder
+from sbd.lossless.drafts import Draft, DraftSource
 from sbd.objective import SetBlockObjective
 from sbd.revision import Remask, Resample
 
 __all__ = [
     "ConfidenceFactor",
     "ConfidenceThreshold",
+    "Draft",
+    "DraftSource",
     "EntropyBound",
     "Remask",
     "Resample",

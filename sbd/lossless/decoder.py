@@ -40,10 +40,15 @@ class SpeculativeState:
 
     sources: list[DraftSource]
     uniforms: UniformStream
+    vocab_size: int
     draft: Draft = field(default_factory=Draft)
     checked: range = range(0)
     blocks: dict[int, range] = field(default_factory=dict)
     watched: dict[str, tuple[Draft, int]] = field(default_factory=dict)
+
+    def possible(self, tokens: list[int]) -> int:
+        """How many of a source's proposals can be run: up to the first that is no token of the model's."""
+        return next((i for i, token in enumerate(tokens) if not 0 <= token < self.vocab_size), len(tokens))
 
     def watch(self, planner: Planner, sequence: Sequence, found: Draft) -> None:
         """Learn what a source is worth from the text itself, whether its drafts were verified or not.
@@ -115,15 +120,16 @@ class SelfSpeculativeDecoder(Decoder):
             batch.state = AutoPlanner(self.block_size, self.needs_mask_token, engine, len(batch.sequences), shared)
         else:
             batch.state = Planner(self.block_size, self.look_ahead, self.needs_mask_token, shared)
+        vocab_size = engine.model.get_input_embeddings().num_embeddings
         for sequence in batch.sequences:
             sources = [make() for make in draft_sources(self.draft)]
-            sequence.state = SpeculativeState(sources, UniformStream(sequence.generator))
+            sequence.state = SpeculativeState(sources, UniformStream(sequence.generator), vocab_size)
 
     def plan(self, batch: Batch) -> list[RowList]:
         lists = []
         for sequence in batch.unfinished:
             state: SpeculativeState = sequence.state
-            proposed = self._best_draft(batch.state, sequence)
+            proposed = self._best_draft(batch, sequence)
             drafts, provided = batch.state.choose(sequence, proposed)
             state.draft = proposed.shortened(drafts)
             rows, t = RowList(), len(sequence.tokens)
@@ -170,17 +176,17 @@ class SelfSpeculativeDecoder(Decoder):
         masks = [source.draft for source in state.sources if isinstance(source, MaskDrafts)] if state else []
         return list(masks[0].tokens) if masks else None
 
-    def _best_draft(self, planner: Planner, sequence: Sequence) -> Draft:
+    def _best_draft(self, batch: Batch, sequence: Sequence) -> Draft:
         """The proposal with the most expected acceptances; the first of equals.
 
         What is expected of a mask draft depends on its distributions and never on the tokens drawn from them: else the
         accept/reject test would be biased.
         """
-        state: SpeculativeState = sequence.state
-        best = None
+        state, planner, best = sequence.state, batch.state, None
         for source in state.sources:
             found = source.propose(sequence.tokens, self.block_size - 1)
             if not isinstance(source, MaskDrafts):
+                found = found.shortened(min(state.possible(found.tokens), self.block_size - 1))
                 state.watch(planner, sequence, found)
             if best is None or planner.expected(sequence, found) > planner.expected(sequence, best):
                 best = found

@@ -48,7 +48,7 @@ IMPOSSIBLE = pytest.mark.parametrize(
         ("zzz", "unknown decoder 'zzz'; known are"),
         ("sbd:blok_size=4", "unknown key 'blok_size', did you mean 'block_size'?.*sbd takes anchor, block_size"),
         ("sbd:gamma=1", "unknown key 'gamma'"),
-        ("sbd:rule=1", "unknown key 'rule'"),
+        ("sbd:rule=1", "rule must be one of 'module:Class', got 1"),
         ("ntp:block_size=4", "unknown key 'block_size'; ntp takes none"),
         ("sbd:block_size", "'block_size' has no value, write key=value"),
         ("sbd:entropy_bound=1,top_k=2", "entropy_bound and top_k are different rules"),

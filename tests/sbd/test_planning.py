@@ -148,7 +148,7 @@ def test_auto_takes_no_more_drafts_than_there_is_room():
 
 def test_lookup_is_judged_by_the_text_even_where_its_drafts_were_not_verified():
     planner, text = Planner(4, "all", False), sequence()
-    state = SpeculativeState([PromptLookup()], UniformStream(text.generator))
+    state = SpeculativeState([PromptLookup()], UniformStream(text.generator), 10)
     table = planner.table(text, "prompt_lookup")
 
     def watch(tokens, *proposed):
