@@ -17,7 +17,7 @@ OBJECTIVES = {
 
 
 def build_objective(name: str, options: Mapping[str, Any]) -> Objective:
-    """The objective called ``name`` with ``options``, its fields; raises ValueError for an unknown or impossible one."""
+    """The objective called ``name`` with its fields ``options``; raises ValueError for an impossible one."""
     module, _, kind = OBJECTIVES[name].partition(":")
     try:
         return getattr(import_module(module), kind)(**options)

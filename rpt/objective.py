@@ -17,7 +17,7 @@ from decoding.previous import ResampleConfig
 from decoding.training.objective import Objective, RowsPerToken
 from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from rpt.branches import Branches
-from rpt.offset_code import OFFSET_CODE_FILE, attach_offset_code, load_offset_code, offset_code_file
+from rpt.offset_code import attach_offset_code, load_offset_code
 from rpt.permutation import Reordered, WindowPermuter
 
 
@@ -34,7 +34,7 @@ class ResampleObjective(ResampleConfig, Objective):
     tags = ("resample-previous-tokens",)
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Attach an offset code, unless the model has the one that this objective trains. Raises ValueError otherwise."""
+        """Attach an offset code, unless the model has the one that this objective trains; else a ValueError."""
         own = getattr(model.config, "resample", None)
         if own is None:
             attach_offset_code(model, self)
@@ -56,9 +56,6 @@ class ResampleObjective(ResampleConfig, Objective):
 
     def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         return list(model.offset_code.parameters())
-
-    def extra_files(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
-        return {OFFSET_CODE_FILE: offset_code_file(weights.pop("offset_code.table"), self)}
 
     def rows_per_token(self) -> RowsPerToken:
         if self.layout == "windows":
