@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from decoding.forward.visibility import Visibility
-from decoding.previous import ResampleConfig
 from decoding.training.packed import Packing
+from rpt.config import ResampleConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Branches:
         is_real = eligible.gather(1, index) & taken
 
         step = torch.arange(w - 1, device=device)
-        shift = 1 if config.rope_index == "slot" else 0  # where decoding.previous puts them, too
+        shift = 1 if config.rope_index == "slot" else 0  # where rpt.previous_rows puts them, too
         at = index[..., None] + 1 - shift + step
         first = length + (w - 1) * torch.arange(index.shape[1], device=device)[:, None]
 

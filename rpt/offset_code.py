@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from decoding.forward.gating import offsets
-from decoding.previous import ResampleConfig
+from rpt.config import ResampleConfig
 
 OFFSET_CODE_FILE = "offset_code.safetensors"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.previous import ResampleConfig
 from decoding.training.packed import Packing
+from rpt.config import ResampleConfig
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, 
 from sbd.decoder import SetBlockDecoder
 from sbd.lossless.decoder import SelfSpeculativeDecoder
 from sbd.objective import SetBlockObjective
-from sbd.revision import Remask, Resample
+from sbd.revision import Remask
 
 __all__ = [
     "ConfidenceFactor",
     "ConfidenceThreshold",
     "EntropyBound",
     "Remask",
-    "Resample",
     "SelfSpeculativeDecoder",
     "SetBlockDecoder",
     "SetBlockObjective",
