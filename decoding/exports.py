@@ -12,6 +12,7 @@ from decoding.integration import install, uninstall
 from decoding.loading import load_model
 from decoding.next_token import NextTokenDecoder
 from decoding.output import DecodeOutput
+from decoding.revision import Revision
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, RowScores, TopK
 from decoding.sampling import TokenLaw
 from decoding.spec import decoder_from_spec
@@ -30,6 +31,7 @@ __all__ = [
     "NextTokenObjective",
     "Objective",
     "RevealRule",
+    "Revision",
     "RowList",
     "RowScores",
     "Sequence",

@@ -4,7 +4,7 @@ Shapes: N rows, V vocabulary. All decisions are made in float32, draws in float6
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +86,14 @@ class TokenLaw:
                     [self._one_row(processor, logits[i : i + 1], *context(i)) for i in range(len(logits))]
                 )
         return logits
+
+    def at_temperature(self, temperature: float) -> "TokenLaw":
+        """The law as if ``generate`` had been asked for ``temperature``; all other processors as they are."""
+        is_temperature = [isinstance(p, processors.TemperatureLogitsWarper) for p in self.processors]
+        others = [p for p, drop in zip(self.processors, is_temperature, strict=True) if not drop]
+        first = is_temperature.index(True) if True in is_temperature else len(others)
+        own = processors.TemperatureLogitsWarper(float(temperature))
+        return replace(self, processors=type(self.processors)([*others[:first], own, *others[first:]]))
 
     def _one_row(self, processor: LogitsProcessor, logits: Tensor, index: int, left: list[int]) -> Tensor:
         # Some processors hold values for each place of the batch they were made for, so the row is shown in its place

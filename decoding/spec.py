@@ -28,7 +28,7 @@ DECODERS: dict[str, tuple[Place, dict[str, Any]]] = {
     "dfm": (("dfm", "FlowDecoder"), {}),
 }
 # What `revise=` names, with the fields of its class as further keys.
-REVISIONS: dict[str, Place] = {"resample": ("sbd", "Resample"), "remask": ("sbd", "Remask")}
+REVISIONS: dict[str, Place] = {"resample": ("rpt", "Resample"), "remask": ("sbd", "Remask")}
 RULES: dict[str, Place] = {
     "entropy_bound": ("decoding.rules", "EntropyBound"),
     "confidence_threshold": ("decoding.rules", "ConfidenceThreshold"),

@@ -1,8 +1,8 @@
 """The flow-matching objective: predict the clean text from a noisy copy of it, whole or block by block.
 
 Sources: arXiv 2407.15595 (whole texts); for blocks the layout of Set Block Decoding, arXiv 2509.04185, in which a clean
-causal copy runs beside a noisy one. A causal checkpoint is converted by nothing but this training: its mask rows, or the
-directions of its noise level, start from zero knowledge and the rest from its own weights.
+causal copy runs beside a noisy one. A causal checkpoint is converted by nothing but this training: its mask rows, or
+the directions of its noise level, start from zero knowledge and the rest from its own weights.
 """
 
 from dataclasses import dataclass, replace
@@ -55,8 +55,8 @@ class FlowObjective(Objective):
 
     source: "mask" or "uniform" noise; scheduler: a name of :data:`dfm.paths.schedulers.SCHEDULERS`.
     block_sizes: one is drawn for each call; None trains on whole texts, in both directions.
-    loss: "cross_entropy" of the tokens that may be noise (with a mask source, of those that are), without time weight; or
-        the "generalised_kl", which bounds -log p(text) from above, per token that may be noise.
+    loss: "cross_entropy" of the tokens that may be noise (with a mask source, of those that are), without time weight;
+        or the "generalised_kl", which bounds -log p(text) from above, per token that may be noise.
     span: what a whole text is: a "document", or the packed "row" with all its documents (as in the paper).
     given: tokens of a whole text that stay clean: "none", a random "prefix", a random "share", or all but a "span".
     time_scope: with blocks, one time for each "row" or for each "block".
@@ -65,9 +65,9 @@ class FlowObjective(Objective):
         default none for the mask source, whose posterior does not depend on it, and additive for the uniform one.
     shift: row i - 1 predicts token i, which keeps the habit of a causal checkpoint.
     ntp_weight: weight of the next-token cross-entropy of the clean copy; only with blocks.
-    gated: what is trained acts on the noisy copy's rows only, so the clean rows are constants: they run without gradient,
-        and the next-token loss is left out. For blocks of masks that tell no noise level and are not shifted, which is
-        what decoders take a model to be that says nothing else.
+    gated: what is trained acts on the noisy copy's rows only, so the clean rows are constants: they run without
+        gradient, and the next-token loss is left out. For blocks of masks that tell no noise level and are not
+        shifted, which is what decoders take a model to be that says nothing else.
     mask_token_id: by default the one that the model's generation config names.
 
     Metrics: ``flow_loss`` and, with blocks, ``ntp_loss``.
@@ -120,7 +120,7 @@ class FlowObjective(Objective):
         return self.time_input == "additive" or (self.time_input is None and self.source == "uniform")
 
     def traits(self, model) -> FlowTraits:
-        """What ``model.config.flow`` says of it; for a gated adapter, whose base model stays as it is, what it implies."""
+        """What ``model.config.flow`` will say; a gated adapter leaves that alone, so it is what no entry means."""
         excluded = () if self.gated else tuple(ids_without_text(model))
         return FlowTraits(self.source, self.shift, excluded, self.block_sizes)
 

@@ -57,9 +57,6 @@ class SetBlockResampleObjective(Objective):
     def record(self, model: PreTrainedModel) -> None:
         self.set_block_objective.record(model)
 
-    def extra_files(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
-        return self.resample_objective.extra_files(weights)
-
     def rows_per_token(self) -> RowsPerToken:
         parts = self.resample_objective.rows_per_token(), self.set_block_objective.rows_per_token()
         share = self.resample_share

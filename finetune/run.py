@@ -146,7 +146,7 @@ def _held_out_losses(trainer: ObjectiveTrainer, held_out: dict[str, PackedDatase
 
 
 def _save(recipe: Recipe, objective: Objective, model, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    dtype, extra = getattr(torch, recipe.save_dtype), objective.extra_files(weights)
+    dtype, extra = getattr(torch, recipe.save_dtype), objective.extra_files(model, weights)
     for name, content in extra.items():
         (folder / name).write_bytes(content)
     if recipe.tuned.kind == "gated":

@@ -60,7 +60,7 @@ class Tuning:
             GatedAdapter(model, self.rank, self.scaled_alpha, self.targets).attach(model)
 
     def add_lora(self, model, objective: Objective) -> None:
-        """After the objective has prepared the model: add peft's LoRA if it is wanted. What was added is trained, too."""
+        """After the objective has prepared the model: add peft's LoRA if it is wanted; what was added is trained too."""
         if self.kind != "lora":
             return
         from peft import LoraConfig

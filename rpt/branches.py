@@ -1,7 +1,8 @@
 """Branches: previous-token rows beside the plain text, in the layout in which decoding runs them.
 
-A text with reordered windows gives few previous-token targets and takes next-token targets away. Here the plain text stays
-as it is, and behind it stand rows that each see the text before a token x_i and the w - 1 tokens after it, and predict x_i.
+A text with reordered windows gives few previous-token targets and takes next-token targets away. Here the plain text
+stays as it is, and behind it stand rows that each see the text before a token x_i and the w - 1 tokens after it, and
+predict x_i.
 Shapes: B rows, L tokens of each, N branches a row, w - 1 rows of each branch.
 """
 
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 
 from decoding.forward.visibility import Visibility
-from decoding.previous import ResampleConfig
 from decoding.training.packed import Packing
+from rpt.config import ResampleConfig
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Rows [B, N (w - 1)] behind the L of the plain text: indices of their tokens, positions, offsets and what they see.
+    """Rows [B, N (w - 1)] behind the L of the plain text: their tokens' indices, positions, offsets, what they see.
 
     ``index`` [B, N] is that of the token that the last row of a branch predicts, ``is_real`` [B, N] whether it is to be
     learned; the others fill the rectangle.
@@ -33,7 +34,7 @@ class Branches:
 
     @classmethod
     def draw(cls, config: ResampleConfig, packing: Packing, loss_mask: Tensor, generator=None) -> "Branches":
-        """A share q of the tokens in ``loss_mask`` [B, L] of a share s of the rows; none at the border of its document."""
+        """A share q of the tokens in ``loss_mask`` [B, L] of a share s of the rows, none at a document's border."""
         batch, length = loss_mask.shape
         w, device = config.window, loss_mask.device
         eligible = loss_mask & (packing.position > 0) & (packing.index + w <= packing.end)
@@ -43,7 +44,7 @@ class Branches:
         is_real = eligible.gather(1, index) & taken
 
         step = torch.arange(w - 1, device=device)
-        shift = 1 if config.rope_index == "slot" else 0  # where decoding.previous puts them, too
+        shift = 1 if config.rope_index == "slot" else 0  # where rpt.previous_rows puts them, too
         at = index[..., None] + 1 - shift + step
         first = length + (w - 1) * torch.arange(index.shape[1], device=device)[:, None]
 

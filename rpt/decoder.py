@@ -14,8 +14,9 @@ from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.rows import RowList
-from decoding.previous import AcceptRule, ResampleConfig, check_resampling
 from decoding.sampling import TokenLaw
+from rpt.config import ResampleConfig, check_resampling
+from rpt.previous_rows import AcceptRule
 from rpt.resampler import Forward, Laws, Resampler
 
 
@@ -25,7 +26,7 @@ class ResampleDecoder(Decoder):
 
     iterations: k, a multiple of 0.5. Odd half steps resample the oldest token of the window from its previous-token law,
         even ones draw the others anew. 0 is next-token decoding; 0.5 is the best value for its price.
-    accept, threshold, temperature_ptp: see :class:`decoding.previous.AcceptRule`.
+    accept, threshold, temperature_ptp: see :class:`rpt.previous_rows.AcceptRule`.
     redraw: draw the later tokens anew "always" (keeps the joint law, if the laws are exact) or only "if_changed".
     schedule: "two_slot" runs the newest token's next-token row and the previous-token rows in one forward, so a token costs
         1 + P(change) forwards at iterations 0.5; "plain" runs them apart, 2 forwards. The tokens are the same.
@@ -70,14 +71,14 @@ class ResampleDecoder(Decoder):
     def check(self, model, law: TokenLaw) -> None:
         if self.iterations:
             check_resampling(model, self.window)
-            config = ResampleConfig.of(model.config)
+            config = ResampleConfig.from_config(model.config)
             if self.refresh_prev and config.prev_target == "ntp":
                 raise ValueError(
                     "refresh_prev must be None or False for a model trained with prev_target 'ntp', got True"
                 )
 
     def begin(self, batch: Batch, engine: Engine) -> None:
-        config = ResampleConfig.of(engine.model.config) if self.iterations else None
+        config = ResampleConfig.from_config(engine.model.config) if self.iterations else None
         for sequence in batch.sequences:
             state = Resampler(batch, sequence, self, config)
             sequence.state = _Running(state)

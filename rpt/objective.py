@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from decoding.forward.attention import run_trunk
 from decoding.forward.gating import marked_offsets
 from decoding.forward.visibility import Visibility
-from decoding.previous import ResampleConfig
 from decoding.training.objective import Objective, RowsPerToken
 from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from rpt.branches import Branches
-from rpt.offset_code import OFFSET_CODE_FILE, attach_offset_code, load_offset_code, offset_code_file
+from rpt.config import ResampleConfig
+from rpt.offset_code import attach_offset_code
 from rpt.permutation import Reordered, WindowPermuter
 
 
@@ -34,31 +34,26 @@ class ResampleObjective(ResampleConfig, Objective):
     tags = ("resample-previous-tokens",)
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Attach an offset code, unless the model has the one that this objective trains. Raises ValueError otherwise."""
+        """Attach an offset code, unless the model has the one that this objective trains; else a ValueError."""
         own = getattr(model.config, "resample", None)
         if own is None:
             attach_offset_code(model, self)
             return
-        if getattr(model, "offset_code", None) is None:  # trained before, and loaded without its code
-            load_offset_code(model, model.name_or_path)
-        if ResampleConfig(**own).as_dict() != self.as_dict():
-            # Other shares are another training of the same rows; the rest changes what rows mean.
-            kept = {"sequence_share": None, "window_share": None, "layout": None}
-            if own | kept != self.as_dict() | kept:
-                raise ValueError(f"the model was trained with {own}; it cannot go on with {self.as_dict()}")
-            model.config.resample = self.as_dict()
         code = getattr(model, "offset_code", None)
         if code is None:
             raise ValueError(
                 "the model was trained with an offset code and has none here: load it with decoding.load_model"
             )
         code.requires_grad_(True)  # one that was loaded is frozen
+        if ResampleConfig(**own).as_dict() != self.as_dict():
+            # Other shares are another training of the same rows; the rest changes what rows mean.
+            kept = {"sequence_share": None, "window_share": None, "layout": None}
+            if own | kept != self.as_dict() | kept:
+                raise ValueError(f"the model was trained with {own}; it cannot go on with {self.as_dict()}")
+            model.config.resample = self.as_dict()
 
     def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         return list(model.offset_code.parameters())
-
-    def extra_files(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
-        return {OFFSET_CODE_FILE: offset_code_file(weights.pop("offset_code.table"), self)}
 
     def rows_per_token(self) -> RowsPerToken:
         if self.layout == "windows":

@@ -1,7 +1,7 @@
 """The offset code: a small table that tells a row which token it has to predict, and its file.
 
-Source: arXiv 2506.06215. A row whose offset (place of its target minus place of its token) is 1 is a plain next-token row
-and is left exactly as it is, so a model whose offsets are all 1 is the base model bit for bit.
+Source: arXiv 2506.06215. A row whose offset (position of its target minus that of its token) is 1 is a plain
+next-token row and is left exactly as it is, so a model whose offsets are all 1 is the base model bit for bit.
 """
 
 import json
@@ -14,13 +14,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from decoding.forward.gating import offsets
-from decoding.previous import ResampleConfig
+from rpt.config import ResampleConfig
 
 OFFSET_CODE_FILE = "offset_code.safetensors"
 
 
 class OffsetCode(nn.Module):
-    """Codes [P, 2 w, D], zeros to start with: one place P, the input, or one for each layer.
+    """Codes [N, 2 w, D], zeros to start with: one set of them for the input, or N for as many layers.
 
     Code ``offset + w - 1`` is added to a token of that offset; those of offsets 0 and 1 are never used.
     """
@@ -29,19 +29,26 @@ class OffsetCode(nn.Module):
     # hundreds of such steps long; without it a short run ends before the codes are heard. A power of two: no rounding.
     GAIN = 8.0
 
-    def __init__(self, window: int, d_model: int, places: int = 1):
+    def __init__(self, window: int, d_model: int, sets: int = 1):
         super().__init__()
         self.window = window
-        self.table = nn.Parameter(torch.zeros(places, 2 * window, d_model))
+        self.table = nn.Parameter(torch.zeros(sets, 2 * window, d_model))
 
     @property
     def codes(self) -> Tensor:
         return self.GAIN * self.table
 
-    def forward(self, hidden: Tensor, offset: Tensor, place: int = 0) -> Tensor:
-        """``hidden`` [B, R, D] with the codes of ``offset`` [B, R] added where it is not 1."""
-        code = self.codes[place][(offset + self.window - 1).clamp(0, 2 * self.window - 1)]
+    def forward(self, hidden: Tensor, offset: Tensor, index: int = 0) -> Tensor:
+        """``hidden`` [B, R, D] with the codes of ``offset`` [B, R] added where it is not 1; ``index`` is the set."""
+        code = self.codes[index][(offset + self.window - 1).clamp(0, 2 * self.window - 1)]
         return torch.where((offset == 1)[..., None], hidden, hidden + code.to(hidden.dtype))
+
+    def extra_files(self, model, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        """OFFSET_CODE_FILE: the codes, taken out of the state ``weights`` of ``model``, and how they were trained."""
+        codes = self.GAIN * weights.pop("offset_code.table").detach().float()
+        return {
+            OFFSET_CODE_FILE: save({"table": codes.cpu().contiguous()}, {"resample": json.dumps(model.config.resample)})
+        }
 
     # What the hooks read from outside must not be frozen into a compiled graph.
     @torch.compiler.disable
@@ -51,16 +58,16 @@ class OffsetCode(nn.Module):
         return hidden if offset is None else self(hidden, offset)
 
     @torch.compiler.disable
-    def before_layer(self, place: int, layer, arguments, named):
-        """Forward pre-hook of layer ``place``."""
+    def before_layer(self, index: int, layer, arguments, named):
+        """Forward pre-hook of ``layer``, number ``index``."""
         offset = offsets()
         if offset is None:
             return None
         if layer.training and getattr(layer, "gradient_checkpointing", False):
             raise ValueError("code_at='layers' cannot be trained with gradient checkpointing; use code_at='input'")
         if arguments:
-            return (self(arguments[0], offset, place), *arguments[1:]), named
-        return arguments, named | {"hidden_states": self(named["hidden_states"], offset, place)}
+            return (self(arguments[0], offset, index), *arguments[1:]), named
+        return arguments, named | {"hidden_states": self(named["hidden_states"], offset, index)}
 
 
 def attach_offset_code(model, config: ResampleConfig) -> OffsetCode:
@@ -72,31 +79,25 @@ def attach_offset_code(model, config: ResampleConfig) -> OffsetCode:
     if getattr(model, "offset_code", None) is not None:
         raise ValueError("offset_code: this model already has one")
     table = model.get_input_embeddings().weight
-    code = OffsetCode(config.window, table.shape[1], _places(model, config)).to(table.device)
+    code = OffsetCode(config.window, table.shape[1], _num_sets(model, config)).to(table.device)
     if config.code_at == "input":
         model.get_input_embeddings().register_forward_hook(code.after_embedding)
     else:
-        for place, layer in enumerate(model.get_decoder().layers):
-            layer.register_forward_pre_hook(partial(code.before_layer, place), with_kwargs=True)
+        for index, layer in enumerate(model.get_decoder().layers):
+            layer.register_forward_pre_hook(partial(code.before_layer, index), with_kwargs=True)
     model.offset_code = code
     model.config.resample = config.as_dict()
     return code
 
 
 def save_offset_code(model, folder: str | Path) -> None:
-    """Write the model's offset code and how it was trained into ``folder``, next to the model's or an adapter's files."""
+    """Write the model's offset code and how it was trained into ``folder``, beside the model's or an adapter's files."""
     model = _innermost(model)
     if getattr(model, "offset_code", None) is None:
         raise ValueError("offset_code: this model has none; train it with ResampleObjective first")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    config = ResampleConfig(**model.config.resample)
-    (Path(folder) / OFFSET_CODE_FILE).write_bytes(offset_code_file(model.offset_code.table, config))
-
-
-def offset_code_file(table: Tensor, config: ResampleConfig) -> bytes:
-    """The content of OFFSET_CODE_FILE for the ``table`` of an OffsetCode that was trained as ``config`` says."""
-    codes = (OffsetCode.GAIN * table.detach().float()).cpu().contiguous()
-    return save({"table": codes}, {"resample": json.dumps(config.as_dict())})
+    for name, content in model.offset_code.extra_files(model, model.state_dict()).items():
+        (Path(folder) / name).write_bytes(content)
 
 
 def load_offset_code(model, folder: str | Path) -> OffsetCode:
@@ -116,7 +117,7 @@ def load_offset_code(model, folder: str | Path) -> OffsetCode:
             f"config.resample of the model is {own}, but the offset code was trained with {config.as_dict()}"
         )
     width = _innermost(model).get_input_embeddings().weight.shape[1]
-    shape = (_places(_innermost(model), config), 2 * config.window, width)
+    shape = (_num_sets(_innermost(model), config), 2 * config.window, width)
     if codes.shape != shape:
         raise ValueError(f"the offset code in {str(folder)!r} has shape {tuple(codes.shape)}, this model needs {shape}")
     code = attach_offset_code(model, config)
@@ -130,5 +131,5 @@ def _innermost(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _places(model, config: ResampleConfig) -> int:
+def _num_sets(model, config: ResampleConfig) -> int:
     return 1 if config.code_at == "input" else len(model.get_decoder().layers)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.previous import ResampleConfig
 from decoding.training.packed import Packing
+from rpt.config import ResampleConfig
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class WindowPermuter:
 
     Walk left to right and start a window with probability q / (1 - q w) at every eligible position, then skip w + 1
     positions: away from borders the share of window starts is q, and an untouched token lies between two windows. A
-    position is eligible if the whole window lies in one document, not at its start, and all its tokens are to be learned.
+    position is eligible if the whole window lies in one document, not at its start, and all its tokens are to be
+    learned.
     """
 
     config: ResampleConfig
 
     def __call__(self, packing: Packing, loss_mask: Tensor, generator: torch.Generator | None = None) -> Reordered:
-        """Reorder a batch; ``loss_mask`` [B, L] bool: the tokens to be learned. Draws from torch's generator by default."""
+        """Reorder a batch; ``loss_mask`` [B, L] bool: the tokens to be learned. Draws from torch's by default."""
         sigma = packing.index.clone()
         for row, start in self._starts(packing, loss_mask, generator):
             order = self._order(generator)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from decoding.batch import Batch, Sequence
 from decoding.forward.rows import RowList
-from decoding.previous import ResampleConfig, add_previous_rows
+from rpt.config import ResampleConfig
+from rpt.previous_rows import add_previous_rows
 
 
 @dataclass

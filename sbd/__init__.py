@@ -9,7 +9,7 @@ from sbd.decoder import SetBlockDecoder
 from sbd.lossless.decoder import SelfSpeculativeDecoder
 from sbd.lossless.drafts import Draft, DraftSource
 from sbd.objective import SetBlockObjective
-from sbd.revision import Remask, Resample
+from sbd.revision import Remask
 
 __all__ = [
     "ConfidenceFactor",
@@ -18,7 +18,6 @@ __all__ = [
     "DraftSource",
     "EntropyBound",
     "Remask",
-    "Resample",
     "SelfSpeculativeDecoder",
     "SetBlockDecoder",
     "SetBlockObjective",

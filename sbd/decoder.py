@@ -16,10 +16,10 @@ from decoding.checks import check_choice, check_count, warn_untrained_size
 from decoding.decoder import Decoder
 from decoding.engine import Step
 from decoding.forward.rows import RowList
-from decoding.previous import check_resampling
+from decoding.revision import Revision
 from decoding.rules import EntropyBound, RevealRule, RowScores
 from decoding.sampling import TokenLaw
-from sbd.revision import Resample, Revision, await_revision, settle
+from sbd.revision import await_revision, settle
 from sbd.state import OpenBlock
 
 
@@ -33,7 +33,7 @@ class SetBlockDecoder(Decoder):
     commit: run decided tokens causally when the "block" is full (paper), or their gapless "prefix" with the next
         forward. Then every forward has an anchor: the undecided token that stands first is chosen from its next-token
         law, and only tokens behind it are guessed.
-    revision: what to do about a full block before it is committed: nothing, Resample or Remask (:mod:`sbd.revision`).
+    revision: what to do about a full block before it is committed: nothing, sbd.Remask, rpt.Resample or another Revision.
     entropy_from: when sampling, measure the rule's scores on the law that is "sampled", after temperature and cuts, or
         on the "raw" one. Greedy decoding always uses the raw one.
     mask_token_id: by default the one that the model's generation config names.
@@ -60,7 +60,9 @@ class SetBlockDecoder(Decoder):
                 f"got {self.rule!r}"
             )
         if self.revision is not None and not isinstance(self.revision, Revision):
-            raise ValueError(f"revision must be None, Resample or Remask, got {self.revision!r}")
+            raise ValueError(
+                f"revision must be None, Resample or Remask or a Revision of your own, got {self.revision!r}"
+            )
         if self.revision is not None and self.commit == "prefix":
             raise ValueError("commit must be 'block' with a revision, which looks at full blocks, got 'prefix'")
 
@@ -70,8 +72,8 @@ class SetBlockDecoder(Decoder):
 
     def check(self, model: Any, law: TokenLaw) -> None:
         law.check_holes(type(self).__name__)
-        if isinstance(self.revision, Resample):
-            check_resampling(model, 2)
+        if self.revision is not None:
+            self.revision.check(model)
         warn_untrained_size(model, self.block_size)
 
     def plan(self, batch: Batch) -> list[RowList]:
@@ -86,7 +88,8 @@ class SetBlockDecoder(Decoder):
             block.causal = rows.add_causal(text[start : block.start], start)
             block.rows = rows.add_block(block.tokens, block.start, block.start)
             if block.finished is not None:
-                self.revision.add_rows(rows, batch, sequence, block.finished)
+                judged = block.causal[-1 - len(block.finished.tokens) :]
+                block.finished.rows = self.revision.add_rows(rows, judged, batch, sequence, block.finished)
             lists.append(rows)
         return lists
 

@@ -26,13 +26,13 @@ from decoding.training.packed import Packing, find_loss_mask, in_chunks, next_to
 class SetBlockObjective(Objective):
     """Loss in nats: next-token cross-entropy of the clean rows plus cross-entropy of the masked tokens of the blocks.
 
-    The loss is the sum of both parts divided by the number of all targets (equation 14; no weight for the masking rate).
+    The loss is the sum of both parts divided by the number of all targets (equation 14; no weight for the rate).
 
     block_sizes: one is drawn for each call; must hold every size used for decoding. The paper draws 2..16.
     eta_scope: the masking rate is uniform on (0, 1), one draw per "sequence" (paper) or per "block".
     all_mask_share: share of blocks that are masked whole, the state in which drafting starts.
-    mask_ramp: r in [0, 1): a token at offset j of a block of k is masked if U < eta^(1 - r j / (k - 1)), so later tokens
-        are masked more often, as they are while decoding.
+    mask_ramp: r in [0, 1): a token at offset j of a block of k is masked if U < eta^(1 - r j / (k - 1)), so later
+        tokens are masked more often, as they are while decoding.
     phase: where the grid of blocks starts: "document" (paper), "random" offset, or "response": anew at each change
         between prompt and target tokens, because decoding opens a block right after the prompt.
     complement: add a second masked copy with the other tokens masked, so that each token is a target once (3 L rows).
@@ -128,7 +128,7 @@ class SetBlockObjective(Objective):
         return whole | (torch.rand(shape, device=device) < rate)
 
     def _masked_losses(self, model, tokens, clean, noisy, copies, packing: Packing) -> tuple[Tensor, Tensor]:
-        """Cross-entropies in nats of the masked tokens, and, with ``distill``, KL(p || q) of those with a predecessor."""
+        """Cross-entropies in nats of the masked tokens and, with ``distill``, KL(p || q) of those behind another."""
         masked = torch.cat([half[mask] for half, mask in zip(noisy, copies, strict=True)])
         labels = torch.cat([tokens[mask] for mask in copies])
         if not self.distill:

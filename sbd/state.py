@@ -1,38 +1,9 @@
-"""What set-block decoding remembers of a sequence between forwards: its open block, and the full one before it."""
+"""What set-block decoding remembers of a sequence between forwards: its open block, and what it was before."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from decoding.batch import Sequence
-
-
-@dataclass
-class FinishedBlock:
-    """A block that is full but awaits its revision; all lists have one entry for each of its tokens.
-
-    start: the position of its first token. rounds: how many revisions it has seen. first: the offset of the first token that
-    may still be revised. ends: nothing follows it, because of an EOS or the token limit. rows: those of the running
-    forward that the revision looks at.
-    """
-
-    start: int
-    tokens: list[int]
-    decided_at: list[int]
-    revisions: list[int]
-    ends: bool = False
-    rounds: int = 0
-    first: int = 0
-    rows: list[int] = field(default_factory=list)
-
-    def replace(self, offset: int, token: int, forward: int) -> None:
-        self.tokens[offset] = token
-        self.decided_at[offset] = forward
-        self.revisions[offset] += 1
-
-    def take_over(self, before: "FinishedBlock") -> None:
-        """Go on counting where ``before`` was when it was masked again; an EOS may have made either the longer."""
-        self.rounds = before.rounds
-        for i, (old, new) in enumerate(zip(before.tokens, self.tokens, strict=False)):
-            self.revisions[i] = before.revisions[i] + (old != new)
+from decoding.revision import FinishedBlock
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from decoding import Engine
 from decoding.forward.rows import RowList
-from decoding.previous import ResampleConfig, add_previous_rows
+from rpt.config import ResampleConfig
+from rpt.previous_rows import add_previous_rows
 
 WITHIN = 128  # longer contexts cost more and tell the same
 AT_ONCE = 512  # entries of the vocabulary in one forward
@@ -55,7 +56,7 @@ def _next_laws(model, texts: Tensor) -> Tensor:
 
 def trained_law(model, tokens: Sequence[int], i: int) -> Tensor:
     """The same by the model's previous-token rows, in one forward."""
-    config, rows = ResampleConfig.of(model.config), RowList()
+    config, rows = ResampleConfig.from_config(model.config), RowList()
     rows.add_causal(tokens[:i], 0)
     added = add_previous_rows(rows, tokens, i, 2, config, i, config.prev_target == "follow")
     engine = Engine(model)

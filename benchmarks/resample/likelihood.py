@@ -9,7 +9,8 @@ from torch import Tensor
 
 from decoding import Engine
 from decoding.forward.rows import RowList
-from decoding.previous import ResampleConfig, add_previous_rows
+from rpt.config import ResampleConfig
+from rpt.previous_rows import add_previous_rows
 
 RESAMPLES = 1000
 
@@ -43,7 +44,7 @@ def measure_likelihood(model, documents: Sequence[Sequence[int]], control=None) 
 
 def document_losses(model, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Next-token and previous-token losses in nats of tokens 1 .. n - 2, in one forward of about 3 n rows."""
-    config, rows, tokens = ResampleConfig.of(model.config), RowList(), list(tokens)
+    config, rows, tokens = ResampleConfig.from_config(model.config), RowList(), list(tokens)
     causal = rows.add_causal(tokens, 0)
     judged, slot = [], len(tokens)
     for i in range(1, len(tokens) - 1):

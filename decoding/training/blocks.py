@@ -27,7 +27,7 @@ class BlockGrid:
         """
         segment_start, segment_end = packing.start, packing.end
         if phase == "response":
-            # A segment is a run of equal `loss_mask` inside a document: give each run an id and bound it like a document.
+            # A segment is a run of equal `loss_mask` in a document: give each run an id and bound it like a document.
             run = (loss_mask.long().diff(dim=1, prepend=loss_mask[:, :1].long()) != 0).cumsum(1)
             runs = Packing.from_document_ids(torch.where(packing.is_padding, -1, packing.start * (run.max() + 1) + run))
             segment_start, segment_end = runs.start, runs.end

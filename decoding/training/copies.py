@@ -28,12 +28,12 @@ def run_copies(
 ) -> list[Tensor]:
     """Hidden states [B, L, D] of the ``clean`` tokens [B, L], and of each ``corrupted`` copy [B, L] of them.
 
-    A corrupted row sees the clean tokens before its block, and its block in its own copy. ``levels`` [B, L] are the noise
-    levels of the corrupted copies, for models that take them; the clean copy has none.
+    A corrupted row sees the clean tokens before its block, and its block in its own copy. ``levels`` [B, L] are the
+    noise levels of the corrupted copies, for models that take them; the clean copy has none.
 
-    In one forward, or in two with the same result: then the corrupted rows find the keys of the clean copy in a cache, in
-    the slots where one forward would have them. Two are needed for ``frozen_clean``, which runs the clean copy without
-    gradient, and save time where the mask is dense, as the clean rows have no use for the keys of the corrupted ones.
+    In one forward, or in two with the same result: then the corrupted rows find the keys of the clean copy in a cache,
+    in the slots where one forward would have them. Two are needed for ``frozen_clean``, which runs the clean copy
+    without gradient, and save time where the mask is dense, as clean rows have no use for the keys of corrupted ones.
     """
     length, count = clean.shape[1], len(corrupted)
     tokens = torch.cat([clean, *corrupted], dim=1)
@@ -60,7 +60,7 @@ def run_copies(
 
 
 def _gains_by_two_forwards(model) -> bool:
-    """Other attention skips hidden keys anyway; checkpointing has no caches; a compiled trunk is compiled for one shape."""
+    """Other attention skips hidden keys anyway, checkpointing has no caches, a trunk is compiled for one shape."""
     checkpointed = model.training and model.is_gradient_checkpointing
     compiled = model.get_decoder()._compiled_call_impl is not None
     return model.config._attn_implementation in ("sdpa", "eager") and not checkpointed and not compiled

@@ -17,8 +17,8 @@ def choose_mask_token(model, tokenizer, wanted: int | None = None) -> int:
 
     In order of preference: ``wanted``, or what the model or its tokenizer name already; a row of the embedding matrix
     behind the tokenizer's last id (Qwen3 has such rows); a reserved token (Llama-3.1 has some); a new token, for which
-    the matrix is enlarged to a multiple of 64 rows. A gated adapter leaves the matrix alone and takes the unknown or the
-    padding token in place of the last, since it embeds masks itself.
+    the matrix is enlarged to a multiple of 64 rows. A gated adapter leaves the matrix alone and takes the unknown or
+    the padding token in place of the last, since it embeds masks itself.
     """
     rows = model.get_input_embeddings().num_embeddings
     known = [wanted, *(getattr(c, "mask_token_id", None) for c in (model.generation_config, model.config, tokenizer))]
@@ -44,8 +44,8 @@ def _unused(model, tokenizer, rows: int) -> int:
             if mask_id is not None and mask_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
                 return mask_id
         raise ValueError(
-            "mask_token_id: the tokenizer has no token to spare; set the objective's mask_token_id to one that the text "
-            "never uses"
+            "mask_token_id: the tokenizer has no token to spare; set the objective's mask_token_id to one that the "
+            "text never uses"
         )
     tokenizer.add_special_tokens({"mask_token": AddedToken(TOKEN, special=True)})
     if len(tokenizer) > rows:
@@ -57,8 +57,8 @@ def _unused(model, tokenizer, rows: int) -> int:
 def initialise_mask_token(model, mask_token_id: int, init: str = "mean") -> None:
     """Set the mask token's embedding, unless the model was trained to read it.
 
-    init: "mean" of all rows plus a little noise, or "random" with their mean and deviation. A gated adapter has a vector
-    of its own for it, and the table of the base model stays as it is.
+    init: "mean" of all rows plus a little noise, or "random" with their mean and deviation. A gated adapter has a
+    vector of its own for it, and the table of the base model stays as it is.
     """
     adapter = gated_adapter(model)
     if adapter is None and _reads_masks(model):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +19,14 @@ class RowsPerToken(NamedTuple):
     constant: float = 0.0
     labelled: float = 1.0
     taught: float = 0.0
+
+
+@runtime_checkable
+class SavedBeside(Protocol):
+    """A module on a model that stock transformers does not know and that is saved in files beside the model's."""
+
+    def extra_files(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        """The files by name; what they hold is taken out of ``weights``, the model's state."""
 
 
 class Objective(ABC):
@@ -38,7 +46,7 @@ class Objective(ABC):
         """
 
     def for_tuning(self, kind: Literal["full", "lora", "gated"]) -> "Objective":
-        """This objective for a model of which all weights are trained, low-rank terms on all rows, or on block rows alone.
+        """This objective for a model of which all weights are trained, or low-rank terms on all or on mask rows alone.
 
         Raises ValueError if it cannot train that.
         """
@@ -47,22 +55,29 @@ class Objective(ABC):
         return self
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Before training, once the weights are loaded and before LoRA and the optimizer: set a mask token, add modules."""
+        """Before training, with the weights loaded, before LoRA and the optimizer: set a mask token, add modules."""
 
     def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """Parameters that ``prepare`` added, to be trained even where the model's own are frozen."""
         return []
 
     def added_token_ids(self, model: PreTrainedModel) -> list[int]:
-        """Rows of the embedding table that ``prepare`` gave a meaning, to be trained even where the others are frozen."""
+        """Rows of the embedding table that ``prepare`` gave a meaning, to be trained even where others are frozen."""
         return []
 
     def record(self, model: PreTrainedModel) -> None:
         """After training, before the model is saved: write into its configurations what decoders must know."""
 
-    def extra_files(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
-        """Files beside the saved model, by name. Takes out of ``weights``, its state, what stock transformers does not know."""
-        return {}
+    def extra_files(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        """Files beside the saved model, by name; what they hold is taken out of ``weights``, the model's state.
+
+        By default those of all modules on the model that have files of their own, whether or not they were trained.
+        """
+        files = {}
+        for module in model.children():
+            if isinstance(module, SavedBeside):
+                files |= module.extra_files(model, weights)
+        return files
 
     def rows_per_token(self) -> RowsPerToken:
         """What a step costs, for estimates."""

@@ -63,7 +63,7 @@ def next_token_losses(model, hidden: Tensor, tokens: Tensor, packing: Packing, l
 
 
 def row_losses(model, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropies in nats, float32 [N], of rows ``hidden`` [N, D] against ``labels`` [N]; the head sees only these."""
+    """Cross-entropies in nats, float32 [N], of rows ``hidden`` [N, D] against ``labels`` [N], all that the head sees."""
 
     def losses(hidden: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(model.get_output_embeddings()(hidden).float(), labels, reduction="none")

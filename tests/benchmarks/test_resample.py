@@ -12,9 +12,9 @@ from benchmarks.command import main
 from benchmarks.resample.exact import exact_law, measure_exactness, trained_law
 from benchmarks.resample.likelihood import _over_documents, document_losses, measure_likelihood, next_token_losses
 from benchmarks.resample.samples import FORWARDS, equal_forwards, measure_samples, resample
-from decoding.previous import ResampleConfig
 from eval.bench.prompts import PromptSet
 from rpt import ResampleObjective, attach_offset_code, save_offset_code
+from rpt.config import ResampleConfig
 from tests.conftest import build
 from tests.rpt.test_decoder import uncached_previous
 

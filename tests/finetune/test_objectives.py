@@ -115,9 +115,9 @@ class Told(NextTokenObjective):
         model.generation_config.told = True
         self.calls.append("record")
 
-    def extra_files(self, weights):
+    def extra_files(self, model, weights):
         self.calls.append("extra_files")
-        return {"scale.txt": str(float(weights.pop("scale"))).encode()}
+        return super().extra_files(model, weights) | {"scale.txt": str(float(weights.pop("scale"))).encode()}
 
 
 def test_a_run_asks_the_objective_and_knows_none_by_name(recipe, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_a_run_saves_the_code_beside_the_model_and_one_call_loads_both(run):
     with safe_open(f"{folder}/model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if "offset" in key]
     model, _ = load_model(folder, torch.float32)
-    assert ResampleConfig.of(model.config) == ResampleConfig(**OPTIONS)
+    assert ResampleConfig.from_config(model.config) == ResampleConfig(**OPTIONS)
     table = model.offset_code.table[0]
     assert table[0].any() and table[3].any() and not table[1:3].any()  # offsets -1 and 2; 0 and 1 are never used
     decoder = decoder_from_spec(model.generation_config.decoder)

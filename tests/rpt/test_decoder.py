@@ -12,11 +12,12 @@ from decoding import Engine, NextTokenDecoder, SlotCache, decoder_from_spec
 from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
 from decoding.forward.rows import RowList
-from decoding.previous import AcceptRule, ResampleConfig, add_previous_rows
 from decoding.sampling import TokenLaw
 from decoding.training.packed import Packing
 from rpt import ResampleDecoder, ResampleObjective
+from rpt.config import ResampleConfig
 from rpt.permutation import reordered
+from rpt.previous_rows import AcceptRule, add_previous_rows
 from tests.conftest import FAMILIES, MASK
 
 DICT = {"return_dict_in_generate": True}

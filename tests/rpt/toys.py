@@ -11,8 +11,8 @@ from decoding import Engine, SlotCache
 from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
 from decoding.forward.rows import Rows
-from decoding.previous import ResampleConfig
 from decoding.sampling import TokenLaw
+from rpt.config import ResampleConfig
 
 
 def rows_normalised(table: np.ndarray) -> np.ndarray:

@@ -1,16 +1,18 @@
 """Revisions of a finished block: resampled or masked again, before it is committed."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from decoding import Engine, decoder_from_spec
+from decoding import Engine, Revision, decoder_from_spec
 from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
-from decoding.previous import ResampleConfig
 from decoding.sampling import TokenLaw
-from rpt import attach_offset_code
-from sbd import EntropyBound, Remask, Resample, SetBlockDecoder
+from rpt import Resample, attach_offset_code
+from rpt.config import ResampleConfig
+from sbd import EntropyBound, Remask, SetBlockDecoder
 from tests.conftest import MASK, build
 from tests.rpt.test_decoder import uncached_previous
 
@@ -145,6 +147,44 @@ def test_streaming_stops_and_ends_see_committed_tokens_only(model, recording_str
     count = next(n for n in range(25) if stop in tokenizer.decode(out[:n]))
     stopped = model.generate(ids, stop_strings=[stop], tokenizer=tokenizer, **settings)[0, 3:].tolist()
     assert stopped == out[:count]
+
+
+@dataclass(frozen=True)
+class Never(Revision):
+    """Puts another token wherever one token stands, by a row that is in the forward anyway."""
+
+    token: int
+    other: int
+
+    def check(self, model):
+        if self.other >= model.config.vocab_size:
+            raise ValueError("other is no token of this model")
+
+    def is_done(self, block):
+        return block.rounds > 0
+
+    def add_rows(self, rows, causal, batch, sequence, block):
+        assert [rows.positions[row] for row in causal] == [*range(block.start - 1, block.start + len(block.tokens))]
+        assert rows.tokens[causal[0]] == sequence.tokens[-1] and rows.tokens[causal[-1]] == block.tokens[-1]
+        return causal
+
+    def revise(self, batch, step, index, block):
+        assert step.logits([(index, block.rows)]).shape == (1 + len(block.tokens), step.head.__self__.model.vocab_size)
+        block.rounds += 1
+        found = [offset for offset, token in enumerate(block.tokens) if token == self.token]
+        for offset in found:
+            block.replace(offset, self.other, step.sequences[index].forwards)
+        return bool(found)
+
+
+def test_a_revision_of_ones_own(model):
+    plain = run(model, SetBlockDecoder(4, EntropyBound(6.0)), [5, 6, 7])
+    token = plain.new_tokens[1]
+    revised = run(model, SetBlockDecoder(4, EntropyBound(6.0), revision=Never(token, 9)), [5, 6, 7])
+    assert revised.new_tokens[:4] == [9 if found == token else found for found in plain.new_tokens[:4]]
+    assert revised.revisions[1] == 1 and not {token, MASK} & set(revised.new_tokens)
+    with pytest.raises(ValueError, match="other is no token of this model"):
+        model.generate(torch.tensor([[5]]), custom_generate=SetBlockDecoder(4, revision=Never(0, 10_000)))
 
 
 def test_specs_and_mistakes(model, fresh_model):

@@ -1,22 +1,14 @@
-"""Previous-token rows: predict a token from the text before it and a few tokens after it, and decide whether to take it.
+"""How a model was trained to predict previous tokens, and whether it can be asked for them.
 
-Source: Resample-Previous-Tokens, arXiv 2506.06215. Shared by the methods that revise what they have chosen. Shapes: N
-rows, V vocabulary; w is the window, i the place of the revised token, x_{i+1} .. x_{i+w-1} the tokens known after it.
+Source: Resample-Previous-Tokens, arXiv 2506.06215.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-import torch
-from torch import Tensor
-from transformers import TemperatureLogitsWarper
+from transformers import PretrainedConfig, PreTrainedModel
 
 from decoding.checks import check_choice, check_count, check_range
-from decoding.forward.rows import RowList
-from decoding.sampling import Context, TokenLaw, draw
-
-ACCEPT = ("gibbs", "argmax_threshold")
 
 
 @dataclass(frozen=True)
@@ -63,9 +55,9 @@ class ResampleConfig:
                 raise ValueError(f"{field} must be {needed!r} with layout 'branches', got {getattr(self, field)!r}")
 
     @classmethod
-    def of(cls, model_config) -> "ResampleConfig":
-        """What ``model_config.resample`` says; raises ValueError if the model was not trained for it."""
-        values = getattr(model_config, "resample", None)
+    def from_config(cls, config: PretrainedConfig) -> "ResampleConfig":
+        """What ``config.resample`` of a model says; raises ValueError if the model was not trained for it."""
+        values = getattr(config, "resample", None)
         if values is None:
             raise ValueError(
                 "this model was not trained to predict previous tokens: its config has no 'resample'; fine-tune it with "
@@ -91,9 +83,9 @@ class ResampleConfig:
             )
 
 
-def check_resampling(model, window: int) -> None:
+def check_resampling(model: PreTrainedModel, window: int) -> None:
     """Raise ValueError if ``model`` cannot run previous-token rows of ``window`` tokens."""
-    config = ResampleConfig.of(model.config)
+    config = ResampleConfig.from_config(model.config)
     config.check_decoding(window)
     if getattr(model, "offset_code", None) is None:
         raise ValueError(
@@ -103,70 +95,3 @@ def check_resampling(model, window: int) -> None:
         raise ValueError(
             "rope_index='token' does not go with a sliding window: rows would see other keys than in training"
         )
-
-
-def add_previous_rows(
-    rows: RowList, tokens: Sequence[int], i: int, window: int, config: ResampleConfig, slot: int, row_before: bool
-) -> range:
-    """Add the rows that predict ``tokens[i]`` from what stands before it and the window - 1 tokens after it.
-
-    They go to slots from ``slot`` on. With ``row_before`` the row of token i - 1 is run again with the offset 2 that it
-    had in training. Returns the rows that were added; the last of them predicts token i.
-    """
-    after = range(i + 1, i + window)
-    shift = 1 if config.rope_index == "slot" else 0
-    branch = [tokens[j] for j in after]
-    positions = [j - shift for j in after]
-    offsets = [1] * (window - 2) + [1 - window]
-    if row_before:
-        branch, positions, offsets = [tokens[i - 1], *branch], [i - 1, *positions], [2, *offsets]
-    return rows.add_branch(branch, positions, offsets, i - row_before, slot)
-
-
-@dataclass(frozen=True)
-class AcceptRule:
-    """What to put in the place of a token x, given its previous-token law P.
-
-    accept: "gibbs" draws from P, always; "argmax_threshold" takes the likeliest token if its probability at temperature 1
-        is at least ``threshold``, else keeps x.
-    threshold: only for argmax_threshold; above 1 nothing is ever replaced.
-    temperature: of P under "gibbs"; None is that of ``generate``, 0 takes the likeliest.
-    """
-
-    accept: Literal["gibbs", "argmax_threshold"] = "gibbs"
-    threshold: float = 0.9
-    temperature: float | None = None
-
-    def __post_init__(self):
-        check_choice("accept", self.accept, ACCEPT)
-        check_range("threshold", self.threshold, 0)
-        if self.temperature is not None:
-            check_range("temperature_ptp", self.temperature, 0)
-
-    def __call__(
-        self,
-        law: TokenLaw,
-        raw: Tensor,
-        old: Sequence[int],
-        context: Context,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """Tokens [N] in the place of ``old`` [N], from logits ``raw`` [N, V] of previous-token rows."""
-        if self.accept == "argmax_threshold":
-            best = at_temperature(law, raw, 1.0, context).softmax(-1).max(-1)
-            return torch.where(best.values >= self.threshold, best.indices, torch.tensor(old, device=raw.device))
-        if self.temperature is None:
-            return law.choose(law.scores(raw, context), generators)
-        if self.temperature == 0:
-            return law.scores(raw, context).argmax(-1)
-        return draw(at_temperature(law, raw, self.temperature, context).softmax(-1), generators)
-
-
-def at_temperature(law: TokenLaw, raw: Tensor, temperature: float, context: Context | None = None) -> Tensor:
-    """Processed logits [N, V] as if ``generate`` had been asked for ``temperature``; all other processors as they are."""
-    processors = [p for p in law.processors if not isinstance(p, TemperatureLogitsWarper)]
-    own = TemperatureLogitsWarper(float(temperature))
-    place = next((i for i, p in enumerate(law.processors) if isinstance(p, TemperatureLogitsWarper)), len(processors))
-    return replace(law, processors=type(law.processors)([*processors[:place], own, *processors[place:]])).scores(
-        raw, context
-    )
