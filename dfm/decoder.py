@@ -1,72 +1,43 @@
 """Discrete flow matching on the engine: whole texts in both directions, or blocks behind an exact cache.
 
 A block is run like one of Set Block Decoding: its rows see the committed text and each other, the finished block runs
-causally with the first forward of the next. What differs is who decides: any sampler of :mod:`dfm.samplers`. Every
-sequence has its own sampler state and random generator, so a batch is decoded as its sequences would be alone.
+causally with the first forward of the next. What differs is who decides: any sampler of :mod:`dfm.samplers`. The texts of
+a batch take their steps together (:mod:`dfm.open_texts`), each with its own time and random generator, so a batch is
+decoded as its sequences would be alone. Shapes: B texts of a group, L tokens of each, V vocabulary, N rows.
 """
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_choice, check_count, check_range
+from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.mask_token import find_mask_token
-from decoding.forward.noise_level import noise_levels
+from decoding.forward.noise_level import GIVEN, noise_levels
 from decoding.forward.rows import RowList
 from decoding.rules import RevealRule
 from decoding.sampling import TokenLaw
-from dfm.draws import Draws, LikeliestDraws
-from dfm.flow_config import SOURCES, FlowTraits
-from dfm.networks import Bidirectional
+from dfm.draws import LikeliestDraws
+from dfm.flow_config import SOURCES, FlowTraits, check_training
+from dfm.flow_run import FlowRun
+from dfm.infill import infill
+from dfm.open_texts import Group, OpenText, OpenTexts
 from dfm.paths.fit import FittedSchedule
 from dfm.paths.mixture import MixturePath
 from dfm.paths.path import delta
 from dfm.paths.schedulers import Scheduler, named_scheduler
-from dfm.paths.sources import Source
 from dfm.samplers import find_sampler
 from dfm.samplers.ranked import CanvasRule, RuleSampler, rule_sampler
 from dfm.sampling.grid import GridSampler, time_grid
-from dfm.sampling.loop import FlowSample, Posterior, sample
-from dfm.sampling.state import FlowState, Query, Sampler
-from dfm.sampling.state import Step as SamplerStep
-
-
-@dataclass
-class OpenText:
-    """A block, or the whole text, that a sampler is working on; its first token is token ``start`` of the sequence.
-
-    query: what the sampler waits for. last_row: hidden state [1, D] of the row before a block, where that row predicts
-    the block's first token. decided_at: for each token the forward that last changed it. rows: of the text in the running
-    forward; causal: those of the committed text that runs with them.
-    """
-
-    start: int
-    sampler: Sampler
-    state: FlowState
-    draws: Draws
-    decided_at: list[int]
-    step: SamplerStep = field(init=False)
-    query: Query = field(init=False)
-    last_row: Tensor | None = None
-    causal: range = range(0)
-    rows: range = range(0)
-
-    def next_step(self) -> None:
-        self.step = self.sampler.step(self.state, self.draws)
-        self.query = next(self.step)
-
-    @property
-    def decided_prefix(self) -> int:
-        """How many tokens from its start are decided without a gap."""
-        masked = self.state.masked[0].tolist()
-        return masked.index(True) if True in masked else len(masked)
+from dfm.sampling.loop import FlowSample
+from dfm.sampling.state import Sampler
 
 
 @dataclass(frozen=True)
@@ -137,223 +108,152 @@ class FlowDecoder(Decoder):
             return find_sampler(self.sampler, self.path)
         return GridSampler
 
-    @property
-    def _keeps(self) -> bool:
-        """Whether a revealed token is final, so that it may be committed before its block is finished."""
-        return self.path == "mask" and self._kind.keeps
-
     def check(self, model: PreTrainedModel, law: TokenLaw) -> None:
         law.check_holes(type(self).__name__)
-        self._check_traits(model)
+        check_training(model, self.path, self.block_size)
 
     def begin(self, batch: Batch, engine: Engine) -> None:
+        run = self.run(batch.config, batch.mask_token_id)
+        batch.state = OpenTexts(run, self.block_size, not batch.law.do_sample, engine.device)
         if self.block_size is None:
             for sequence in batch.sequences:
                 sequence.cached = 0  # a kept cache holds causal keys and values, of no use here
 
     def plan(self, batch: Batch) -> list[RowList]:
+        texts: OpenTexts = batch.state
+        texts.begin_steps(batch.unfinished)
+        told = getattr(batch.config, "noise_level_rows", 0)  # else no row is told how noisy it is
+        asked = {group: self._asked(texts, group, told) for group in texts.groups}
         lists = []
         for sequence in batch.unfinished:
-            if sequence.state is None:
-                sequence.state = self._open(batch, sequence)
             text, rows = sequence.state, RowList()
-            if self.block_size is not None:
+            ids, levels = (None if column is None else column[text.row] for column in asked[text.group])
+            if self.block_size is None:
+                prompt, given = sequence.tokens[: text.start], [GIVEN] * text.start
+                text.rows = rows.add_block(prompt + ids, 0, 0, levels and given + levels)[text.start :]
+            else:
                 text.causal = rows.add_causal(sequence.tokens[sequence.cached : text.start], sequence.cached)
-            levels = noise_levels(self._kappa(batch, text.query.t), text.state.frozen)[0].tolist()
-            text.rows = rows.add_block(text.query.x[0].tolist(), text.start, text.start, levels)
+                text.rows = rows.add_block(ids, text.start, text.start, levels)
             lists.append(rows)
         return lists
 
     def absorb(self, batch: Batch, step: Step) -> None:
+        texts: OpenTexts = batch.state
         for index, sequence in enumerate(step.sequences):
             text: OpenText = sequence.state
-            old = text.state.x, text.state.masked
-            if text.causal and FlowTraits.of(batch.config).shift:
-                text.last_row = step.hidden([(index, text.causal[-1:])])
-            p1 = self._posterior(batch, step, index)
+            text.index = index
             if self.block_size is not None:
                 sequence.cached = text.start
-            text.state.evaluations += ~text.state.done
-            try:
-                text.query = text.step.send(p1)
-                stepped = False
-            except StopIteration:
-                stepped = True
-            changed = (text.state.x != old[0]) | (text.state.masked != old[1])
-            for offset in changed[0].nonzero()[:, 0].tolist():
-                text.decided_at[offset] = sequence.forwards
-            if stepped:
-                self._after_step(batch, sequence)
+            if text.causal and texts.run.traits.shift:
+                text.last_row = step.hidden([(index, text.causal[-1:])])
+        for group in texts.groups:
+            group.answer(self._posterior(batch, step, group))
+            self._commit(batch, group)
 
     def preview(self, batch: Batch) -> list[int] | None:
         sequence = batch.sequences[0]
         text: OpenText | None = sequence.state
-        return text.state.x[0, len(sequence.tokens) - text.start :].tolist() if text else None
+        return text.tokens[len(sequence.tokens) - text.start :].tolist() if text else None
 
-    def infill(
-        self,
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        fixed: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> FlowSample:
-        """Fill the positions of ``input_ids`` [B, L] that are not ``fixed`` [B, L] bool, whatever ids they hold.
+    def infill(self, model: PreTrainedModel, input_ids: Tensor, fixed: Tensor, **options: Any) -> FlowSample:
+        """Fill the positions of ``input_ids`` [B, L] that are not ``fixed`` [B, L] bool: see :func:`dfm.infill.infill`."""
+        if self.block_size is not None:
+            raise ValueError(f"block_size must be None to infill: whole texts are filled, got {self.block_size}")
+        check_training(model, self.path, None)
+        mask_token_id = find_mask_token(model, self.mask_token_id) if self.needs_mask_token else None
+        return infill(model, self.run(model.config, mask_token_id), input_ids, fixed, **options)
 
-        attention_mask: [B, L], 0 where a sequence is padded, on any side. temperature 0 takes likeliest tokens. Sequence
-        i draws from its own generator, ``seed`` + i. Returns tokens [B, L] and the number of evaluations [B].
-        """
-        self._check_infill(model, input_ids, fixed, attention_mask)
-        check_range("temperature", temperature, 0)
-        real = torch.ones_like(fixed) if attention_mask is None else attention_mask.bool()
-        traits = self._check_traits(model)
-        source = traits.make_source(model.config.get_text_config().vocab_size, self._mask_id(model))
-        frozen = fixed | ~real
-        path, sampler = self._make(source, int((~frozen).sum(-1).max()))
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(input_ids))]
-        draws = Draws(generators)
-        if temperature == 0 and sampler.ranks_positions:
-            draws, temperature = LikeliestDraws(generators), 1.0
-        network = Bidirectional(model, real, traits, path.scheduler)
-        posterior = Posterior(network, source, temperature=temperature, top_p=top_p)
-        return sample(posterior, sampler, input_ids, frozen, draws)
+    def run(self, config: PretrainedConfig, mask_token_id: int | None) -> FlowRun:
+        """What these settings come to on a model with this configuration."""
+        traits = FlowTraits.of(config)
+        source = traits.make_source(config.get_text_config().vocab_size, mask_token_id)
+        scheduler = self.scheduler if isinstance(self.scheduler, Scheduler) else named_scheduler(self.scheduler, source)
+        path = MixturePath(source, scheduler)
+        rounds = len(scheduler.quotas) if isinstance(scheduler, FittedSchedule) else None
+        make = self._kind.default if isinstance(self.sampler, (str, type)) else self.sampler
 
-    def _open(self, batch: Batch, sequence: Sequence) -> OpenText:
-        """Noise where the next block, or the whole text behind the prompt, will be."""
-        device = torch.device("cpu")  # of the sampler's state: small, and asked for one number at a time
-        source = self._source(batch)
-        if self.block_size is None:
-            start, free = 0, sequence.room
-            tokens = sequence.tokens + [0] * free
-        else:
-            start, free = len(sequence.tokens), self.block_size
-            tokens = [0] * free
-        x = torch.tensor([tokens], device=device)
-        frozen = torch.arange(len(tokens))[None] < len(tokens) - free
-        _, sampler = self._make(source, free)
-        greedy = not batch.law.do_sample and sampler.ranks_positions
-        draws = (LikeliestDraws if greedy else Draws)([sequence.generator])
-        text = OpenText(start, sampler, FlowState.start(x, frozen, source, draws), draws, [0] * len(tokens))
-        text.next_step()
-        return text
+        @cache
+        def make_sampler(free: int) -> Sampler:
+            if self.sampler == "rule":
+                return rule_sampler(path, self.rule)
+            return make(path, time_grid(self.steps or rounds or max(1, free)))
 
-    def _after_step(self, batch: Batch, sequence: Sequence) -> None:
-        """Commit what is final; open the next step, or leave the block if it is finished."""
-        text: OpenText = sequence.state
-        # Where revealed tokens stay, a block without masks is finished before its time.
-        finished = bool(text.state.done.all()) or (self._keeps and not text.state.masked.any())
-        done = len(sequence.tokens) - text.start
-        prefix = len(text.decided_at) if finished else text.decided_prefix if self._keeps else done
-        if prefix > done:
-            batch.commit(sequence, text.state.x[0, done:prefix].tolist(), text.decided_at[done:prefix])
-        if finished:
-            sequence.state = None
-        elif not sequence.finished:
-            text.next_step()
+        return FlowRun(traits, path, make_sampler, self.path == "mask" and self._kind.keeps)
 
-    def _posterior(self, batch: Batch, step: Step, index: int) -> Tensor:
-        """p_1t [1, L, V] for the query of a sequence, or [N, V] of what it asks for; the head runs for those rows alone."""
-        text: OpenText = step.sequences[index].state
-        query, free = text.query, text.state.free[0]
-        asked = free & query.masked[0] if self.path == "mask" and query.carry_over else free
-        if query.only is not None:
-            asked = query.only[0]
-        offsets = asked.nonzero()[:, 0].tolist()
-        law = self._law(batch, step, index, offsets)
-        if query.only is not None:
+    def _asked(self, texts: OpenTexts, group: Group, told: bool) -> tuple[list, list | None]:
+        """Ids and noise levels of the rows that the query of ``group`` is about."""
+        query = group.query
+        if not query.conditional:
+            raise ValueError("sampler must be one without guidance: a decoder has no unconditional model")
+        levels = noise_levels(texts.run.path.scheduler.kappa(query.t), group.state.frozen).tolist() if told else None
+        return query.x.tolist(), levels
+
+    def _commit(self, batch: Batch, group: Group) -> None:
+        """Make final what is: of texts that are done all, at the end of a step what stays for good."""
+        keeps, is_over = batch.state.run.keeps, group.step is None
+        done = group.state.done
+        if is_over and keeps:  # where revealed tokens stay, a text without masks is finished before its time
+            done = done | ~group.state.masked.any(-1)
+        ends = done.tolist()
+        if not (is_over and keeps or any(ends)):
+            return
+        columns = torch.stack([group.state.x, group.state.masked.long(), group.decided_at], dim=1).tolist()
+        for row, (sequence, (x, masked, decided_at)) in enumerate(zip(group.sequences, columns, strict=True)):
+            if sequence is None or not (is_over or ends[row]):
+                continue
+            committed = len(sequence.tokens) - sequence.state.start
+            decided = len(x) if ends[row] else masked.index(True) if keeps else committed
+            if decided > committed:
+                batch.commit(sequence, x[committed:decided], decided_at[committed:decided])
+            if ends[row]:
+                sequence.state = group.sequences[row] = None
+
+    def _posterior(self, batch: Batch, step: Step, group: Group) -> Tensor:
+        """p_1t [B, L, V] for the query of ``group``, or [N, V] of what it asks for; the head runs where it must."""
+        query, where = group.query, group.state.free if group.query.only is None else group.query.only
+        carries_over = self.path == "mask" and query.carry_over
+        unknown = where & query.masked if carries_over else where
+        law = self._laws(batch, step, group, unknown)
+        if query.only is not None and torch.equal(unknown, where):
             return law
-        p1 = delta(query.x, law.shape[-1], law)
-        p1[0, asked] = law
+        if query.only is None:
+            p1 = delta(query.x, law.shape[-1], law)
+            p1[unknown] = law
+        else:
+            p1 = delta(query.x[where], law.shape[-1], law)
+            p1[unknown[where]] = law
         return p1
 
-    def _law(self, batch: Batch, step: Step, index: int, offsets: list[int]) -> Tensor:
-        """The processed laws [N, V] of the tokens at ``offsets``."""
-        vocabulary = batch.config.get_text_config().vocab_size
-        if not offsets:
-            return torch.zeros(0, vocabulary)
-        sequence = step.sequences[index]
-        text: OpenText = sequence.state
-        raw = step.head(self._hidden(batch, step, index, offsets))
-        raw[:, list(FlowTraits.of(batch.config).excluded)] = -torch.inf
-        left = text.query.x[0, len(sequence.tokens) - text.start :].tolist()
-        done = len(sequence.tokens) - text.start
-        scores = batch.law.scores(raw, lambda i: sequence.left_of(left[: offsets[i] - done])).cpu()
-        if batch.law.do_sample or isinstance(text.draws, LikeliestDraws):
+    def _laws(self, batch: Batch, step: Step, group: Group, where: Tensor) -> Tensor:
+        """The processed laws [N, V] of the tokens ``where`` [B, L] bool."""
+        traits, vocabulary = batch.state.run.traits, batch.config.get_text_config().vocab_size
+        asked = [(group.sequences[row], offset) for row, offset in where.nonzero().tolist()]
+        if not asked:
+            return torch.zeros(0, vocabulary, device=where.device)
+        raw = step.head(self._hidden(step, asked, traits.shift))
+        if traits.excluded:
+            raw[:, list(traits.excluded)] = -torch.inf
+
+        def left_of(i: int) -> tuple[int, list[int]]:
+            sequence, offset = asked[i]
+            text: OpenText = sequence.state
+            drafts = group.query.x[text.row, len(sequence.tokens) - text.start : offset]
+            return sequence.left_of(drafts.tolist())
+
+        scores = batch.law.scores(raw, left_of)
+        if batch.law.do_sample or isinstance(group.draws, LikeliestDraws):
             return scores.softmax(-1)
         return delta(scores.argmax(-1), vocabulary, scores)
 
-    def _hidden(self, batch: Batch, step: Step, index: int, offsets: list[int]) -> Tensor:
-        """Hidden states of the rows that predict the tokens at ``offsets``: their own, or with a shift the ones before."""
-        text: OpenText = step.sequences[index].state
-        if not FlowTraits.of(batch.config).shift:
-            return step.hidden([(index, [text.rows[offset] for offset in offsets])])
-        rows = step.hidden([(index, [text.rows[max(0, offset - 1)] for offset in offsets])])
-        if self.block_size is not None and offsets[:1] == [0]:
-            rows = torch.cat([text.last_row, rows[1:]])
-        return rows
-
-    def _make(self, source: Source, free: int) -> tuple[MixturePath, Sampler]:
-        """Path and sampler for ``free`` tokens."""
-        scheduler = self.scheduler
-        if not isinstance(scheduler, Scheduler):
-            scheduler = named_scheduler(scheduler, source)
-        path = MixturePath(source, scheduler)
-        if self.sampler == "rule":
-            return path, rule_sampler(path, self.rule)
-        make = self._kind.default if isinstance(self.sampler, (str, type)) else self.sampler
-        rounds = len(scheduler.quotas) if isinstance(scheduler, FittedSchedule) else max(1, free)
-        return path, make(path, time_grid(self.steps or rounds))
-
-    def _source(self, batch: Batch) -> Source:
-        return FlowTraits.of(batch.config).make_source(batch.config.get_text_config().vocab_size, batch.mask_token_id)
-
-    def _kappa(self, batch: Batch, t: Tensor) -> Tensor:
-        scheduler = self.scheduler
-        if not isinstance(scheduler, Scheduler):
-            scheduler = named_scheduler(scheduler, self._source(batch))
-        return scheduler.kappa(t)
-
-    def _mask_id(self, model: PreTrainedModel) -> int | None:
-        return find_mask_token(model, self.mask_token_id) if self.needs_mask_token else None
-
-    def _check_traits(self, model: PreTrainedModel) -> FlowTraits:
-        """How the model was trained; raises ValueError, or warns, if that is not how it shall decode."""
-        traits = FlowTraits.of(model.config)
-        if traits.source != self.path:
-            raise ValueError(
-                f"path must be {traits.source!r} for this model, which was trained with that source, got {self.path!r}"
-            )
-        sizes = traits.block_sizes or getattr(model.generation_config, "trained_block_sizes", None)
-        whole = getattr(model.config, "flow", None) is not None and traits.block_sizes is None
-        if self.block_size is None and sizes:
-            warnings.warn("block_size=None: this model was trained with blocks; expect worse text", stacklevel=3)
-        elif self.block_size is not None and whole:
-            warnings.warn(
-                f"block_size={self.block_size}: this model was trained on whole texts, not blocks; expect worse text",
-                stacklevel=3,
-            )
-        elif self.block_size is not None and sizes and self.block_size not in sizes:
-            warnings.warn(
-                f"block_size={self.block_size}: this model was trained with block sizes {min(sizes)} to {max(sizes)}; "
-                f"expect worse text",
-                stacklevel=3,
-            )
-        return traits
-
-    def _check_infill(self, model, input_ids: Tensor, fixed: Tensor, attention_mask: Tensor | None) -> None:
-        Engine.for_model(model).check()
-        if self.block_size is not None:
-            raise ValueError(f"block_size must be None to infill: whole texts are filled, got {self.block_size}")
-        shape = tuple(input_ids.shape)
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids must be [B, L], got shape {shape}")
-        if fixed.dtype != torch.bool or fixed.shape != input_ids.shape:
-            raise ValueError(f"fixed must be bool of shape {shape}, got {fixed.dtype} of shape {tuple(fixed.shape)}")
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(f"attention_mask must have shape {shape}, got {tuple(attention_mask.shape)}")
-        vocabulary = model.get_input_embeddings().num_embeddings
-        if bool(((input_ids < 0) | (input_ids >= vocabulary))[fixed].any()):
-            raise ValueError(f"input_ids must be from 0 to {vocabulary - 1} where they are fixed")
+    def _hidden(self, step: Step, asked: list[tuple[Sequence, int]], shift: bool) -> Tensor:
+        """Hidden states [N, D] of the rows that predict the tokens: their own, or with a shift the ones before."""
+        spans, before = [], []
+        for i, (sequence, offset) in enumerate(asked):
+            text: OpenText = sequence.state
+            if shift and offset == 0 and not text.causal and self.block_size is not None:
+                before.append((i, text.last_row))  # the row before the block has run in an earlier forward
+            spans.append((text.index, [max(0, text.rows.start + offset - shift)]))
+        hidden = step.hidden(spans)
+        for i, row in before:
+            hidden[i] = row
+        return hidden

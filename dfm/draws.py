@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decoding.sampling import draw, uniforms
+from decoding.sampling import inverse_cdf
 
-ROWS_AT_ONCE = 16  # drawing takes float64 copies of as many laws
+NUMBERS_AT_ONCE = 2**21  # drawing takes float64 copies of laws, of so many numbers at a time
 
 
 class Draws:
@@ -38,11 +38,10 @@ class Draws:
 
     def rows(self, law: Tensor, where: Tensor) -> Tensor:
         """As ``categorical``, with the law [N, V] of the positions ``where`` alone, in their order."""
-        generators, tokens = self._of(where), torch.zeros(where.shape, dtype=torch.long, device=where.device)
-        starts = range(0, len(law), ROWS_AT_ONCE)
-        drawn = [draw(law[i : i + ROWS_AT_ONCE], generators[i : i + ROWS_AT_ONCE]) for i in starts]
-        if drawn:
-            tokens[where] = torch.cat(drawn)
+        tokens, uniform = torch.zeros(where.shape, dtype=torch.long, device=where.device), self._numbers(where)
+        size = max(1, NUMBERS_AT_ONCE // law.shape[-1])
+        drawn = [inverse_cdf(*part) for part in zip(law.split(size), uniform.split(size), strict=True)]
+        tokens[where] = torch.cat(drawn)
         return tokens
 
     def happens(self, probability: Tensor, where: Tensor) -> Tensor:
@@ -58,8 +57,7 @@ class Draws:
     def uniform(self, where: Tensor) -> Tensor:
         """float64 [B, L] in [0, 1) at the positions ``where`` [B, L] bool, 0 elsewhere."""
         values = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
-        if where.any():
-            values[where] = uniforms(self._of(where), where.device)
+        values[where] = self._numbers(where)
         return values
 
     def pick(self, where: Tensor) -> Tensor:
@@ -68,8 +66,14 @@ class Draws:
         index = self.categorical(law, where.any(-1, keepdim=True))
         return torch.zeros_like(where).scatter(-1, index, True) & where
 
-    def _of(self, where: Tensor) -> list[torch.Generator]:
-        return [self.generators[b] for b in where.nonzero()[:, 0].tolist()]
+    def _numbers(self, where: Tensor) -> Tensor:
+        """One number in [0, 1), float64, for each of the positions ``where`` [B, L] bool, in their order: [N]."""
+        counts = where.sum(-1).tolist()
+        drawn = [
+            torch.rand(count, generator=generator, dtype=torch.float64)
+            for count, generator in zip(counts, self.generators, strict=True)
+        ]
+        return torch.cat(drawn).to(where.device)
 
 
 class LikeliestDraws(Draws):

@@ -1,8 +1,11 @@
 """How a model was trained to denoise, as its configuration says: what decoders must do alike."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from decoding.checks import check_choice
 from decoding.forward.noise_level import noise_level_ids
@@ -54,3 +57,23 @@ def ids_without_text(model) -> list[int]:
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ids = {getattr(config, "mask_token_id", None), config.pad_token_id} - {None, *ends}
     return sorted(ids | set(noise_level_ids(model)))
+
+
+def check_training(model: PreTrainedModel, path: str, block_size: int | None) -> None:
+    """Raise ValueError, or warn, if ``model`` was not trained for a decoder with these settings."""
+    traits = FlowTraits.of(model.config)
+    if traits.source != path:
+        raise ValueError(
+            f"path must be {traits.source!r} for this model, which was trained with that source, got {path!r}"
+        )
+    sizes = traits.block_sizes or getattr(model.generation_config, "trained_block_sizes", None)
+    whole = getattr(model.config, "flow", None) is not None and traits.block_sizes is None
+    if block_size is None and sizes:
+        trained = "with blocks"
+    elif block_size is not None and whole:
+        trained = "on whole texts, not blocks"
+    elif block_size is not None and sizes and block_size not in sizes:
+        trained = f"with block sizes {min(sizes)} to {max(sizes)}"
+    else:
+        return
+    warnings.warn(f"block_size={block_size}: this model was trained {trained}; expect worse text", stacklevel=3)

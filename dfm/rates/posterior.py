@@ -75,7 +75,7 @@ def noise_posterior(p1: Tensor, z: Tensor, k: Tensor, source: Tensor) -> Tensor:
 
 
 def leave_one_out(logits: Tensor, z: Tensor, k: Tensor, source: Tensor) -> Tensor:
-    """Logits [B, L, V] of x1 at each position given the *other* positions only, for a mixture with source law [V].
+    """Logits [..., V] of x1 at each position given the *other* positions only, for a mixture with source law [V].
 
     Subtracts log(1 + k / ((1 - k) p(z))) at the observed token z; log(1 + V k / (1 - k)) with a uniform source. Needs k
     < 1. ``logits`` may be log p_1t.

@@ -37,8 +37,8 @@ class FirstHitting(Sampler):
         scheduler = self.path.scheduler.shared()
         k = scheduler.kappa(state.t)
         t = torch.where(state.done, state.t, scheduler.inverse(1 - (1 - k) * survival))
-        p1 = yield Query(state.x, t, state.masked)
-        state.write(draws.categorical(p1, revealed), revealed)
+        p1 = yield Query(state.x, t, state.masked, only=revealed)
+        state.write(draws.rows(p1, revealed), revealed)
         state.t = t
         state.done = state.done | ~(state.masked & state.free).any(-1)
 
@@ -70,8 +70,8 @@ class Uniformisation(Sampler):
         ends = log_survival.exp() <= self.rest
         t = scheduler.inverse(1 - log_survival.exp().clamp_min(self.rest))
         t = torch.where(state.done, state.t, t)
-        p1 = yield Query(state.x, t, state.masked)
         drawn = torch.where(ends[:, None], free, chosen)
-        state.write(draws.categorical(p1, drawn), drawn)
+        p1 = yield Query(state.x, t, state.masked, only=drawn)
+        state.write(draws.rows(p1, drawn), drawn)
         state.t = t
         state.done = state.done | ends

@@ -54,14 +54,28 @@ class ScheduledTopK(GridSampler):
 
     def step(self, state: FlowState, draws: Draws) -> Step:
         s = self.next_time(state)
-        p1 = yield Query(state.x, state.t, state.masked)
         left = state.masked & state.free
-        cost = RowScores.of(p1.log()).cost(self.order)
+        p1 = yield Query(state.x, state.t, state.masked, only=left)
+        cost = row_scores(p1, left).cost(self.order)
         if self.gumbel:
             cost = cost + self.gumbel * (-draws.uniform(left).log()).log()
         revealed = best(cost, left, self.quota(state, s))
-        state.write(draws.categorical(p1, revealed), revealed)
+        state.write(draws.rows(p1[revealed[left]], revealed), revealed)
         state.advance(s, self.grid[-1])
+
+
+def row_scores(p1: Tensor, where: Tensor) -> RowScores:
+    """What rules look at, [B, L], from the laws [N, V] of the positions ``where`` [B, L] bool; others are certain."""
+    scores, certain = RowScores.of(p1.log()), where.logical_not().float()
+
+    def spread(values: Tensor, elsewhere: Tensor) -> Tensor:
+        return elsewhere.masked_scatter(where, values)
+
+    return RowScores(
+        spread(scores.entropy, torch.zeros_like(certain)),
+        spread(scores.confidence, certain),
+        spread(scores.margin, certain),
+    )
 
 
 def best(cost: Tensor, among: Tensor, count: Tensor) -> Tensor:
@@ -93,10 +107,10 @@ class RuleSampler(Sampler):
         check_mask(self.source, wanted=True)
 
     def step(self, state: FlowState, draws: Draws) -> Step:
-        p1 = yield Query(state.x, state.t, state.masked)
         left = state.masked & state.free
-        revealed = self.rule(RowScores.of(p1.log()), left)
-        state.write(draws.categorical(p1, revealed), revealed)
+        p1 = yield Query(state.x, state.t, state.masked, only=left)
+        revealed = self.rule(row_scores(p1, left), left)
+        state.write(draws.rows(p1[revealed[left]], revealed), revealed)
         left, free = state.masked & state.free, state.free
         state.t = torch.where(state.done, state.t, 1 - left.sum(-1) / free.sum(-1).clamp_min(1).double())
         state.done = state.done | ~left.any(-1)
@@ -124,10 +138,11 @@ class CanvasRule(Sampler):
         check_count("max_evaluations", self.max_evaluations)
 
     def step(self, state: FlowState, draws: Draws) -> Step:
-        p1 = yield Query(state.x, state.t, state.masked)
-        free, last = state.free, (state.evaluations >= self.max_evaluations)[:, None]
-        accepted = (self.rule(RowScores.of(p1.log()), free) | last) & free
-        drawn = draws.categorical(p1, accepted)
+        free = state.free
+        p1 = yield Query(state.x, state.t, state.masked, only=free)
+        last = (state.evaluations >= self.max_evaluations)[:, None]
+        accepted = (self.rule(row_scores(p1, free), free) | last) & free
+        drawn = draws.rows(p1[accepted[free]], accepted)
         state.write(self.path.source.fill(drawn, free & ~accepted, draws), free)
         share = accepted.sum(-1) / free.sum(-1).clamp_min(1).double()
         state.t = torch.where(state.done, state.t, self.path.scheduler.shared().inverse(share))
@@ -165,13 +180,16 @@ class P2(GridSampler):
 
     def step(self, state: FlowState, draws: Draws) -> Step:
         s = self.next_time(state)
-        p1 = yield Query(state.x, state.t, state.masked, carry_over=False)
-        new = state.masked & state.free
-        x1 = torch.where(new, draws.categorical(p1, new), state.x)
-        score = p1.gather(-1, x1[..., None])[..., 0] if self.planner is None else self.planner(x1, state)
+        free, new = state.free, state.masked & state.free
+        p1 = yield Query(state.x, state.t, state.masked, carry_over=False, only=free)
+        x1 = torch.where(new, draws.rows(p1[new[free]], new), state.x)
+        if self.planner is None:
+            score = torch.zeros(x1.shape).to(p1).masked_scatter(free, p1.gather(-1, x1[free][:, None]))
+        else:
+            score = self.planner(x1, state)
         score = torch.where(new, score, self.eta * score)
         share = self.path.scheduler.shared().kappa(s)
-        keep = best(-score, state.free, (share * state.free.sum(-1) + 1e-9).floor().long())
+        keep = best(-score, free, (share * free.sum(-1) + 1e-9).floor().long())
         state.write(x1, keep)
         state.remask(~keep, self.path.source.mask_id)
         state.advance(s, self.grid[-1])
@@ -204,16 +222,20 @@ class LooGibbs(Sampler):
         return Corrected(ExactX1(path, grid), cls(path))
 
     def step(self, state: FlowState, draws: Draws) -> Step:
-        p1 = yield Query(state.x, state.t, state.masked)
-        source = self.path.source.probabilities(p1)
-        k = self.path.scheduler.shared().kappa(state.t[:, None]).to(p1)
-        data_law = leave_one_out(p1.log(), state.x, k, source).softmax(-1)
-        law = k[..., None] * data_law + (1 - k[..., None]) * source
-        if self.choose == "random":
-            chosen = torch.zeros_like(state.free)
-            for _ in range(self.sites):
-                chosen = chosen | draws.pick(state.free & ~chosen)
-        else:
-            score = law.gather(-1, state.x[..., None])[..., 0]
-            chosen = best(score, state.free, torch.full_like(state.evaluations, self.sites))
-        state.write(draws.categorical(law, chosen), chosen)
+        where = self.random_sites(state.free, draws) if self.choose == "random" else state.free
+        p1 = yield Query(state.x, state.t, state.masked, only=where)
+        z, source = state.x[where], self.path.source.probabilities(p1)
+        k = self.path.scheduler.shared().kappa(state.t[:, None]).to(p1).expand_as(where)[where]
+        law = k[:, None] * leave_one_out(p1.log(), z, k, source).softmax(-1) + (1 - k[:, None]) * source
+        if self.choose == "least_confident":
+            score = torch.zeros(where.shape).to(law).masked_scatter(where, law.gather(-1, z[:, None]))
+            chosen = best(score, where, torch.full_like(state.evaluations, self.sites))
+            law, where = law[chosen[where]], chosen
+        state.write(draws.rows(law, where), where)
+
+    def random_sites(self, free: Tensor, draws: Draws) -> Tensor:
+        """[B, L] bool: ``sites`` of the positions ``free`` in each sequence, without replacement."""
+        chosen = torch.zeros_like(free)
+        for _ in range(self.sites):
+            chosen = chosen | draws.pick(free & ~chosen)
+        return chosen

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,6 +44,15 @@ class FlowState:
         time = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         done = frozen.all(-1)
         return cls(x, masked, frozen, time, done, torch.zeros_like(done, dtype=torch.long), torch.ones_like(x).double())
+
+    @classmethod
+    def concatenate(cls, states: SequenceOf["FlowState"]) -> "FlowState":
+        """One batch of the texts of several, all of one length."""
+        return cls(*(torch.cat(parts) for parts in zip(*(vars(state).values() for state in states), strict=True)))
+
+    def at(self, rows: SequenceOf[int]) -> "FlowState":
+        """The texts ``rows`` of the batch."""
+        return FlowState(*(value[list(rows)] for value in vars(self).values()))
 
     @property
     def free(self) -> Tensor:

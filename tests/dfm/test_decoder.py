@@ -29,7 +29,8 @@ def uncached(model, decoder: FlowDecoder, text: list[int], count: int, seed: int
     text, wanted, evaluations = list(text), len(text) + count, 0
     generator, traits = torch.Generator().manual_seed(seed), FlowTraits.of(model.config)
     source = traits.make_source(model.config.vocab_size, MASK)
-    path, sampler = decoder._make(source, decoder.block_size)
+    run = decoder.run(model.config, MASK)
+    path, sampler = run.path, run.make_sampler(decoder.block_size)
     while len(text) < wanted:
         greedy = not do_sample and sampler.ranks_positions
         network = BlockCausal(model, text, traits, path.scheduler)
@@ -37,7 +38,7 @@ def uncached(model, decoder: FlowDecoder, text: list[int], count: int, seed: int
         x = torch.zeros(1, decoder.block_size, dtype=torch.long)
         draws = (LikeliestDraws if greedy else Draws)([generator])
         state = FlowState.start(x, torch.zeros_like(x, dtype=torch.bool), source, draws)
-        while not state.done.all() and not (decoder._keeps and not state.masked.any()):
+        while not state.done.all() and not (run.keeps and not state.masked.any()):
             run_step(sampler.step(state, draws), lambda query: posterior.answer(query, state))  # noqa: B023
         text += state.x[0].tolist()
         evaluations += int(state.evaluations)

@@ -15,7 +15,7 @@ from dfm.paths.mixture import MixturePath
 from dfm.paths.schedulers import PiecewiseLinearScheduler, named_scheduler
 from dfm.samplers.kernels import ExactX1, FrozenPass
 from dfm.sampling.grid import time_grid
-from tests.conftest import MASK, VOCAB
+from tests.conftest import MASK
 from tests.dfm.networks import uniform_model
 from tests.dfm.runs import generate
 
@@ -169,5 +169,5 @@ def test_named_schedulers_rise_from_zero_to_one(name):
 
 
 def test_time_grid_of_the_decoder_is_even(shared_model):
-    _, sampler = FlowDecoder(steps=4, block_size=8)._make(FlowTraits().make_source(VOCAB, MASK), 8)
-    assert sampler.grid == time_grid(4)
+    run = FlowDecoder(steps=4, block_size=8).run(shared_model("llama").config, MASK)
+    assert run.make_sampler(8).grid == time_grid(4)
