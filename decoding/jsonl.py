@@ -46,6 +46,7 @@ def parse(text: bytes) -> Any:
     except RecursionError:
         raise ValueError("is not JSON that can be read: it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"is not JSON: {error.msg} at {line}column {error.colno}") from None
     except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"is not JSON that can be read: {error}") from None

@@ -20,9 +20,9 @@ from decoding import decoder_from_spec
 from decoding.checks import check_choice, check_count, check_range
 from decoding.forward import tiles
 from decoding.training.new_mask_token import MASK_INITS
-from finetune.data import Source
 from finetune.measure import Measure
 from finetune.objectives import check_objective
+from finetune.sources import Source
 from finetune.tuning import Tuning
 
 
@@ -47,7 +47,7 @@ class Recipe:
 
     output: folder for checkpoints and, at the end, the model.
     data: sources, mixed in proportion to their length: files, hub names, or mappings with the fields of
-        ``finetune.data.Source``. A record has ``text``, or ``prompt`` and ``completion``, or ``messages``.
+        ``finetune.sources.Source``. What a record may look like is in ``finetune.documents.Encoder``.
     held_out: sources on which losses are measured, each reported under its file name; or a share of ``data``, such as
         0.02, that is kept from training.
     model: folder or hub name of the model to start from; absent if ``new_model`` is given.
@@ -123,12 +123,11 @@ class Recipe:
 
     @property
     def sources(self) -> list[Source]:
-        return [_typed("data", Source, value) for value in self.data]
+        return _sources("data", self.data)
 
     @property
     def held_out_sources(self) -> list[Source]:
-        values = () if isinstance(self.held_out, float) else self.held_out
-        return [_typed("held_out", Source, value) for value in values]
+        return _sources("held_out", self.held_out) if self.held_out and not isinstance(self.held_out, float) else []
 
     @property
     def tuned(self) -> Tuning:
@@ -232,6 +231,14 @@ def _runs_on_cpu(settings: Mapping[str, Any]) -> bool:
 
 def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _sources(key: str, values) -> list[Source]:
+    """The sources of a list of them, or of a single one."""
+    values = [values] if isinstance(values, str | Mapping) else values
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(f"{key} must name files or data sets, got {values!r}")
+    return [_typed(key, Source, value) for value in values]
 
 
 def _typed(key: str, kind: type, values):
