@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria
 
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Sequence:
         return self.limit - len(self.tokens)
 
     def left_of(self, drafts: SequenceOf[int] = ()) -> tuple[int, list[int]]:
-        """The context of a row behind the tokens and ``drafts``, in the form that TokenLaw.scores asks for."""
+        """The context of a row behind the tokens and ``drafts``, in the form that LogitsPipeline.scores asks for."""
         return self.index, [*self.padding, *self.tokens, *drafts]
 
 
@@ -97,16 +98,40 @@ class Stopping:
                 asked.append(criterion)
         return cls(ids, tuple(asked), device)
 
-    def cut(self, tokens: SequenceOf[int], new_tokens: SequenceOf[int]) -> int | None:
-        """How many of ``new_tokens`` are left when they follow ``tokens``, or None if nothing stops."""
+    def cut(
+        self, tokens: SequenceOf[int], new_tokens: SequenceOf[int], index: int = 0, batch_size: int = 1
+    ) -> int | None:
+        """How many of ``new_tokens`` are left when they follow ``tokens``, or None if nothing stops.
+
+        The criteria see the text in its place ``index`` of a batch of ``batch_size``, since they may hold values by place.
+        """
         for count, token in enumerate(new_tokens, 1):
             if token in self.eos_token_ids:
                 return count
             if self.criteria:
                 prefix = torch.tensor([[*tokens, *new_tokens[:count]]], device=self.device)
-                if any(torch.as_tensor(criterion(prefix, None)).all() for criterion in self.criteria):
+                if self.ask(prefix.repeat(batch_size, 1))[index]:
                     return count
         return None
+
+    def ask(self, texts: Tensor) -> list[bool]:
+        """Which of the texts [B, L] some criterion ends; one that answers for the whole batch ends all."""
+        stops = torch.zeros(len(texts), dtype=torch.bool, device=texts.device)
+        for criterion in self.criteria:
+            stops = stops | torch.as_tensor(criterion(texts, None), device=texts.device)
+        return stops.tolist()
+
+
+class UndecidableToken(ValueError):
+    """A model gave no distribution to choose from. ``output`` is a DecodeOutput of all that was final before."""
+
+    output: Any = None
+
+    def __init__(self, index: int, position: int):
+        super().__init__(
+            f"no token can be chosen for position {position} of prompt {index}: its logits are nan, infinite or all -inf, "
+            f"so the model, its dtype or a logits processor is at fault; what was decided before is in the error's output"
+        )
 
 
 @dataclass
@@ -117,12 +142,19 @@ class Batch:
     """
 
     sequences: list[Sequence]
-    law: TokenLaw
+    pipeline: LogitsPipeline
     stopping: Stopping
     mask_token_id: int | None = None
     wants_logprobs: bool = False
     config: PretrainedConfig | None = None
+    pad_token_id: int = 0
     state: Any = None
+
+    def texts(self, device: torch.device) -> Tensor:
+        """[B, L] what ``generate`` would hold: all sequences, finished ones filled up with the pad token."""
+        texts = [sequence.padding + sequence.tokens for sequence in self.sequences]
+        longest = max(map(len, texts))
+        return torch.tensor([text + [self.pad_token_id] * (longest - len(text)) for text in texts], device=device)
 
     @property
     def unfinished(self) -> list[Sequence]:
@@ -138,10 +170,11 @@ class Batch:
     ) -> None:
         """Make ``tokens`` final, cut at the first stop; the sequence is finished if there was one.
 
-        ``decided_at`` defaults to the forward that is being absorbed.
+        ``decided_at`` defaults to the forward that is being absorbed. Raises UndecidableToken for a token below 0.
         """
         tokens = list(tokens[: sequence.room])
-        stop = self.stopping.cut(sequence.padding + sequence.tokens, tokens)
+        self.check_decided(sequence, tokens)
+        stop = self.stopping.cut(sequence.padding + sequence.tokens, tokens, sequence.index, len(self.sequences))
         if stop is not None:
             tokens = tokens[:stop]
         count = len(tokens)
@@ -152,3 +185,22 @@ class Batch:
         if revisions is not None:
             sequence.revisions.extend(revisions[:count])
         sequence.finished = stop is not None or sequence.room == 0
+
+    def commit_together(self, sequences: list[Sequence], tokens: list[int], logprobs: list[list[float]] | None) -> None:
+        """Make one token of each of ``sequences`` final; all criteria are asked about the whole batch, as in ``generate``."""
+        for sequence, token in zip(sequences, tokens, strict=True):
+            self.check_decided(sequence, [token])
+            sequence.tokens.append(token)
+            sequence.decided_at.append(sequence.forwards)
+        if logprobs is not None:
+            for sequence, logprob in zip(sequences, logprobs, strict=True):
+                sequence.logprobs.extend(logprob)
+        stops = self.stopping.ask(self.texts(self.stopping.device)) if self.stopping.criteria else None
+        for sequence, token in zip(sequences, tokens, strict=True):
+            ended = token in self.stopping.eos_token_ids or bool(stops is not None and stops[sequence.index])
+            sequence.finished = ended or sequence.room == 0
+
+    def check_decided(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
+        """Raise UndecidableToken if any of ``tokens`` is below 0."""
+        if tokens and min(tokens) < 0:
+            raise UndecidableToken(sequence.index, len(sequence.tokens))

@@ -8,14 +8,14 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from decoding.batch import Batch, Sequence, Stopping
+from decoding.batch import Batch, Sequence, Stopping, UndecidableToken
 from decoding.engine import Engine, Step
 from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.rows import RowList
 from decoding.output import DecodeOutput, StreamWriter, assemble
 from decoding.request import check_request, keep_arguments_for, kept_cache, make_sequences, pad_token
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 
 PREFILL_CHUNK = 512  # prompt tokens per forward; the last chunk rides with the first rows that decode
 
@@ -45,7 +45,7 @@ class Decoder(ABC):
         """Whether the prompt is run causally, a long one in pieces before the first plan."""
         return True
 
-    def check(self, model: PreTrainedModel, law: TokenLaw) -> None:
+    def check(self, model: PreTrainedModel, pipeline: LogitsPipeline) -> None:
         """Raise ValueError, or warn, if the model or the settings of ``generate`` do not go with this decoder."""
         return
 
@@ -110,23 +110,30 @@ def generate(
     check_request(type(decoder).__name__, generation_config, prepared, output_logprobs, decoder.gives_logprobs)
     mask_token_id = find_mask_token(model, decoder.mask_token_id) if decoder.needs_mask_token else None
     processors = logits_processor or LogitsProcessorList()
-    law = TokenLaw(processors, bool(generation_config.do_sample), mask_token_id, batch_size)
-    decoder.check(model, law)
+    pipeline = LogitsPipeline(processors, bool(generation_config.do_sample), mask_token_id, batch_size)
+    decoder.check(model, pipeline)
     stream = StreamWriter(streamer, batch_size)
     kept = kept_cache(past_key_values, batch_size)
     engine.check()
     sequences = make_sequences(model, input_ids, attention_mask, generation_config.max_length)
     stopping = Stopping.from_generate(generation_config, stopping_criteria, input_ids.device)
-    batch = Batch(sequences, law, stopping, mask_token_id, output_logprobs, model.config)
+    batch = Batch(
+        sequences, pipeline, stopping, mask_token_id, output_logprobs, model.config, pad_token(generation_config)
+    )
 
     cache = engine.new_cache(batch_size) if kept is None else kept
     if kept is not None:  # the last token must be run again: its row decides the next one
         sequences[0].cached = kept.rewind(0, sequences[0].tokens[:-1])
-    prefill_forwards = decode(engine, decoder, batch, cache, stream)
-    stream.end()
+    try:
+        prefill_forwards = decode(engine, decoder, batch, cache, stream)
+    except UndecidableToken as error:
+        error.output = assemble(input_ids, sequences, batch.pad_token_id, None)
+        raise
+    finally:
+        stream.end()
     if kept is not None:
         commit_pending(engine, sequences[0], kept)
-    output = assemble(input_ids, sequences, pad_token(generation_config), prefill_forwards)
+    output = assemble(input_ids, sequences, batch.pad_token_id, prefill_forwards, kept)
     return output if generation_config.return_dict_in_generate else output.sequences
 
 

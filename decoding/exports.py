@@ -14,7 +14,7 @@ from decoding.next_token import NextTokenDecoder
 from decoding.output import DecodeOutput
 from decoding.revision import Revision
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, RowScores, TopK
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from decoding.spec import decoder_from_spec
 from decoding.training.next_token import NextTokenObjective
 from decoding.training.objective import Objective
@@ -37,7 +37,7 @@ __all__ = [
     "Sequence",
     "SlotCache",
     "Step",
-    "TokenLaw",
+    "LogitsPipeline",
     "TopK",
     "Visibility",
     "decoder_from_spec",

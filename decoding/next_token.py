@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from decoding.batch import Batch
 from decoding.decoder import Decoder
 from decoding.engine import Step
@@ -28,9 +31,19 @@ class NextTokenDecoder(Decoder):
         sequences = step.sequences
         raw = step.logits((i, sequence.state) for i, sequence in enumerate(sequences))
         logprobs = raw.log_softmax(-1) if batch.wants_logprobs else None
-        scores = batch.law.scores(raw, context=lambda i: sequences[i].left_of())
-        chosen = batch.law.choose(scores, [sequence.generator for sequence in sequences])
-        known = None if logprobs is None else logprobs.gather(-1, chosen[:, None]).tolist()
-        for i, (sequence, token) in enumerate(zip(sequences, chosen.tolist(), strict=True)):
+        scores = self._process(batch, step, raw)
+        chosen = batch.pipeline.sample(scores, [sequence.generator for sequence in sequences])
+        known = None if logprobs is None else logprobs.gather(-1, chosen[:, None].clamp_min(0)).tolist()
+        for sequence in sequences:
             sequence.cached = len(sequence.tokens)
-            batch.commit(sequence, [token], logprobs=None if known is None else known[i])
+        batch.commit_together(sequences, chosen.tolist(), known)
+
+    def _process(self, batch: Batch, step: Step, raw: Tensor) -> Tensor:
+        """Processors that look at the text are asked once a step about the whole batch, so they may keep a state."""
+        if not batch.pipeline.needs_context:
+            return batch.pipeline.process(raw)
+        rows = [sequence.index for sequence in step.sequences]
+        logits = raw.new_zeros(len(batch.sequences), raw.shape[-1]).index_copy(
+            0, torch.tensor(rows, device=raw.device), raw
+        )
+        return batch.pipeline.process_together(logits, batch.texts(raw.device))[rows]

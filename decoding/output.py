@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import Cache
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
@@ -60,6 +61,7 @@ class DecodeOutput(ModelOutput):
         the next-token or the previous-token law. None unless asked for with ``output_logprobs=True``.
     acceptance_lengths: for each sequence, how many tokens of each verified draft were accepted; None where nothing drafts.
     revisions: for each sequence, how often each new token was replaced before it became final; None where nothing is.
+    past_key_values: the SlotCache that was passed, with the keys and values of all tokens but the last.
     """
 
     sequences: Tensor | None = None
@@ -71,9 +73,16 @@ class DecodeOutput(ModelOutput):
     logprobs: Tensor | None = None
     acceptance_lengths: tuple[list[int], ...] | None = None
     revisions: tuple[list[int], ...] | None = None
+    past_key_values: Cache | None = None
 
 
-def assemble(prompt: Tensor, sequences: list[Sequence], pad_token_id: int, prefill_forwards: int) -> DecodeOutput:
+def assemble(
+    prompt: Tensor,
+    sequences: list[Sequence],
+    pad_token_id: int,
+    prefill_forwards: int | None,
+    cache: Cache | None = None,
+) -> DecodeOutput:
     """Put finished sequences, in the user's order, behind the padded prompt [B, P]."""
     counts = [len(sequence.new_tokens) for sequence in sequences]
     new = prompt.new_full((len(sequences), max(counts, default=0)), pad_token_id)
@@ -97,4 +106,5 @@ def assemble(prompt: Tensor, sequences: list[Sequence], pad_token_id: int, prefi
         logprobs=logprobs,
         acceptance_lengths=tuple(sequence.acceptance_lengths for sequence in sequences) if drafted else None,
         revisions=tuple(sequence.revisions for sequence in sequences) if revised else None,
+        past_key_values=cache,
     )

@@ -76,11 +76,13 @@ class EntropyBound(RevealRule):
     def __call__(self, scores: RowScores, masked: Tensor, first: Tensor | None = None) -> Tensor:
         order = _ranking(scores.cost(self.order), masked, first)
         entropy = scores.entropy.gather(-1, order)
-        free = entropy.cummax(-1).values
+        # sum(H) - max(H), summed without a difference: each new row adds the smaller of its own and the largest so far.
+        largest = torch.nn.functional.pad(entropy.cummax(-1).values[..., :-1], (1, 0))
+        charged = torch.minimum(entropy, largest)
         if first is not None:
             exact = first.gather(-1, order)
-            entropy, free = entropy.masked_fill(exact, 0), free.masked_fill(exact.any(-1, keepdim=True), 0)
-        accept = entropy.cumsum(-1) - free <= self.entropy_bound
+            charged = torch.where(exact.any(-1, keepdim=True), entropy.masked_fill(exact, 0), charged)
+        accept = charged.cumsum(-1) <= self.entropy_bound
         # The left side does not fall, so the accepted rows are a prefix; rounding must not make it less than one.
         return _reveal(accept, order, masked, first, self.max_reveal)
 

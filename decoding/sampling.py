@@ -1,15 +1,17 @@
-"""From logits to laws and tokens: transformers' logits processors, and draws that do not depend on the batch.
+"""From logits to tokens: transformers' logits processors, and draws that do not depend on the batch.
 
 Shapes: N rows, V vocabulary. All decisions are made in float32, draws in float64.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as processors
+
+from decoding.processors import ProcessorCopies, can_be_copied, is_foreign, keeps_state
 
 # These look at nothing but the logits, so many rows can be processed at once.
 CONTEXT_FREE = (
@@ -43,19 +45,20 @@ Context = Callable[[int], tuple[int, list[int]]]
 
 
 @dataclass(frozen=True)
-class TokenLaw:
-    """The law from which tokens are chosen: processors, the mask token ruled out, greedy or sampled.
+class LogitsPipeline:
+    """From logits to tokens: the mask token ruled out, logits processors, then the likeliest token or a draw.
 
     ``forbidden`` is the mask token's id: it is never emitted, whatever its logit. ``batch_size`` is that of the user's
-    batch, finished sequences included.
+    batch, finished sequences included. ``copies``: by place in ``processors``, those that follow drafts with their state.
     """
 
     processors: LogitsProcessorList
     do_sample: bool
     forbidden: int | None = None
     batch_size: int = 1
+    copies: dict[int, ProcessorCopies] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for processor in self.processors:
             if isinstance(processor, STATEFUL):
                 raise ValueError(
@@ -67,45 +70,97 @@ class TokenLaw:
         for processor in self.processors:
             if not isinstance(processor, CONTEXT_FREE + ALLOWS_HOLES):
                 raise ValueError(
-                    f"{decoder_name} cannot honour {type(processor).__name__} inside a block, where the tokens to the left "
+                    f"{decoder_name} cannot honour {_named(processor)} inside a block, where the tokens to the left "
                     f"may be undecided; SelfSpeculativeDecoder and NextTokenDecoder can"
                 )
 
-    def scores(self, logits: Tensor, context: Context | None = None) -> Tensor:
+    def check_stateless(self, decoder_name: str, vocab_size: int) -> None:
+        """Raise ValueError if a processor keeps a state, which must not be asked about text that may change."""
+        for processor in self.processors:
+            if is_foreign(processor) and keeps_state(processor, vocab_size):
+                raise ValueError(
+                    f"{decoder_name} cannot honour {_named(processor)}, which keeps a state from token to token; "
+                    f"NextTokenDecoder can"
+                )
+
+    def follow_drafts(self, decoder_name: str, vocab_size: int) -> None:
+        """Give every sequence copies of the processors that keep a state; ValueError for one that cannot be copied."""
+        for place, processor in enumerate(self.processors):
+            if is_foreign(processor) and keeps_state(processor, vocab_size):
+                if not can_be_copied(processor):
+                    raise ValueError(
+                        f"{decoder_name} cannot honour {_named(processor)}: it keeps a state from token to token and "
+                        f"cannot be copied, so rejected drafts could not be taken back; NextTokenDecoder can"
+                    )
+                self.copies[place] = ProcessorCopies(processor)
+
+    def commit(self, index: int, count: int) -> None:
+        """The first ``count`` rows of sequence ``index`` that were last processed became tokens."""
+        for copies in self.copies.values():
+            copies.commit(index, count)
+
+    def process(self, logits: Tensor, context: Context | None = None) -> Tensor:
         """Processed logits [N, V]. ``context(i)`` gives the sequence of row i and the token ids to its left.
 
         Without ``context`` only the processors that need none are applied. ``logits`` may be overwritten.
         """
-        if self.forbidden is not None:
-            logits[:, self.forbidden] = -torch.inf
-        for processor in self.processors:
+        self._forbid(logits)
+        for place, processor in enumerate(self.processors):
             if isinstance(processor, CONTEXT_FREE):
                 logits = processor(None, logits)
             elif context is not None:
-                logits = torch.cat(
-                    [self._one_row(processor, logits[i : i + 1], *context(i)) for i in range(len(logits))]
-                )
+                rows = [self._one_row(place, logits[i], *context(i)) for i in range(len(logits))]
+                logits = torch.stack(rows)
         return logits
 
-    def at_temperature(self, temperature: float) -> "TokenLaw":
-        """The law as if ``generate`` had been asked for ``temperature``; all other processors as they are."""
+    def process_together(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Processed logits [B, V] of all sequences' next tokens, given their texts ``ids`` [B, L], as ``generate`` does."""
+        self._forbid(logits)
+        for processor in self.processors:
+            logits = processor(ids, logits)
+        return logits
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether a processor looks at the text."""
+        return any(not isinstance(processor, CONTEXT_FREE) for processor in self.processors)
+
+    def at_temperature(self, temperature: float) -> "LogitsPipeline":
+        """The same as if ``generate`` had been asked for ``temperature``; all other processors as they are."""
         is_temperature = [isinstance(p, processors.TemperatureLogitsWarper) for p in self.processors]
         others = [p for p, drop in zip(self.processors, is_temperature, strict=True) if not drop]
         first = is_temperature.index(True) if True in is_temperature else len(others)
         own = processors.TemperatureLogitsWarper(float(temperature))
         return replace(self, processors=type(self.processors)([*others[:first], own, *others[first:]]))
 
-    def _one_row(self, processor: LogitsProcessor, logits: Tensor, index: int, left: list[int]) -> Tensor:
-        # Some processors hold values for each place of the batch they were made for, so the row is shown in its place
-        # of a batch of that size.
-        ids = torch.tensor([left], device=logits.device).expand(self.batch_size, -1)
-        return processor(ids, logits.expand(self.batch_size, -1))[index : index + 1]
-
-    def choose(self, scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Tokens [N]: the likeliest, or drawn with row i's generator."""
+    def sample(self, scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Tokens [N]: the likeliest, or drawn with row i's generator; -1 where nothing can be chosen (nan, or all -inf)."""
         if not self.do_sample:
-            return scores.argmax(-1)
+            return likeliest(scores)
         return draw(scores.softmax(-1), generators)
+
+    def _forbid(self, logits: Tensor) -> None:
+        if self.forbidden is not None:
+            logits[:, self.forbidden] = -torch.inf
+
+    def _one_row(self, place: int, logits: Tensor, index: int, left: list[int]) -> Tensor:
+        # Some processors hold values for each place of the batch they were made for, so the row is shown in its place
+        # of a batch of that size; some write into what they are given.
+        ids = torch.tensor([left], device=logits.device).repeat(self.batch_size, 1)
+        scores = logits.repeat(self.batch_size, 1)
+        if place in self.copies:
+            return self.copies[place](index, ids, scores)[index]
+        return self.processors[place](ids, scores)[index]
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """Tokens [...] of the largest of ``scores`` [..., V]; -1 where that is nan or infinite, so that nothing is chosen."""
+    best = scores.max(-1)
+    return best.indices.masked_fill(~best.values.isfinite(), -1)
+
+
+def _named(processor: LogitsProcessor) -> str:
+    return getattr(processor, "__name__", type(processor).__name__)
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -118,12 +173,17 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor
 
 
 def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens [N] at the numbers ``uniform`` [N] in [0, 1) of the cumulative probabilities of rows [N, V], in float64."""
+    """Tokens [N] at the numbers ``uniform`` [N] in [0, 1) of the cumulative probabilities of rows [N, V], in float64.
+
+    -1 where the probabilities are nan or all 0, so that nothing can be drawn.
+    """
     cumulative = probabilities.double().cumsum(-1)
-    threshold = uniform[:, None] * cumulative[:, -1:]
+    total = cumulative[:, -1:]
+    threshold = uniform[:, None] * total
     # The first token whose cumulative mass exceeds the threshold, so a token of probability zero is never drawn.
     token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    return token.clamp_max(probabilities.shape[-1] - 1)
+    token = token.clamp_max(probabilities.shape[-1] - 1)
+    return token.masked_fill(~(total[:, 0] > 0) | ~total[:, 0].isfinite(), -1)
 
 
 def uniforms(generators: Sequence[torch.Generator], device: torch.device) -> Tensor:

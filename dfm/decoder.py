@@ -23,7 +23,7 @@ from decoding.forward.mask_token import find_mask_token
 from decoding.forward.noise_level import GIVEN, noise_levels
 from decoding.forward.rows import RowList
 from decoding.rules import RevealRule
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from dfm.draws import LikeliestDraws
 from dfm.flow_config import SOURCES, FlowTraits, check_training
 from dfm.flow_run import FlowRun
@@ -108,13 +108,13 @@ class FlowDecoder(Decoder):
             return find_sampler(self.sampler, self.path)
         return GridSampler
 
-    def check(self, model: PreTrainedModel, law: TokenLaw) -> None:
-        law.check_holes(type(self).__name__)
+    def check(self, model: PreTrainedModel, pipeline: LogitsPipeline) -> None:
+        pipeline.check_holes(type(self).__name__)
         check_training(model, self.path, self.block_size)
 
     def begin(self, batch: Batch, engine: Engine) -> None:
         run = self.run(batch.config, batch.mask_token_id)
-        batch.state = OpenTexts(run, self.block_size, not batch.law.do_sample, engine.device)
+        batch.state = OpenTexts(run, self.block_size, not batch.pipeline.do_sample, engine.device)
         if self.block_size is None:
             for sequence in batch.sequences:
                 sequence.cached = 0  # a kept cache holds causal keys and values, of no use here
@@ -240,8 +240,8 @@ class FlowDecoder(Decoder):
             drafts = group.query.x[text.row, len(sequence.tokens) - text.start : offset]
             return sequence.left_of(drafts.tolist())
 
-        scores = batch.law.scores(raw, left_of)
-        if batch.law.do_sample or isinstance(group.draws, LikeliestDraws):
+        scores = batch.pipeline.process(raw, left_of)
+        if batch.pipeline.do_sample or isinstance(group.draws, LikeliestDraws):
             return scores.softmax(-1)
         return delta(scores.argmax(-1), vocabulary, scores)
 

@@ -14,7 +14,7 @@ from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.rows import RowList
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from rpt.config import ResampleConfig, check_resampling
 from rpt.previous_rows import AcceptRule
 from rpt.resampler import Forward, Laws, Resampler
@@ -68,7 +68,8 @@ class ResampleDecoder(Decoder):
         """Whether the row before the revised token runs again with the previous-token rows."""
         return config.prev_target == "follow" if self.refresh_prev is None else self.refresh_prev
 
-    def check(self, model, law: TokenLaw) -> None:
+    def check(self, model, pipeline: LogitsPipeline) -> None:
+        pipeline.check_stateless(type(self).__name__, model.config.get_text_config().vocab_size)
         if self.iterations:
             check_resampling(model, self.window)
             config = ResampleConfig.from_config(model.config)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decoding.checks import check_choice, check_range
 from decoding.forward.rows import RowList
-from decoding.sampling import Context, TokenLaw, draw
+from decoding.sampling import Context, LogitsPipeline, draw
 from rpt.config import ResampleConfig
 
 ACCEPT = ("gibbs", "argmax_threshold")
@@ -59,7 +59,7 @@ class AcceptRule:
 
     def __call__(
         self,
-        law: TokenLaw,
+        pipeline: LogitsPipeline,
         raw: Tensor,
         old: Sequence[int],
         context: Context,
@@ -67,10 +67,10 @@ class AcceptRule:
     ) -> Tensor:
         """Tokens [N] in the place of ``old`` [N], from logits ``raw`` [N, V] of previous-token rows."""
         if self.accept == "argmax_threshold":
-            best = law.at_temperature(1.0).scores(raw, context).softmax(-1).max(-1)
+            best = pipeline.at_temperature(1.0).process(raw, context).softmax(-1).max(-1)
             return torch.where(best.values >= self.threshold, best.indices, torch.tensor(old, device=raw.device))
         if self.temperature is None:
-            return law.choose(law.scores(raw, context), generators)
+            return pipeline.sample(pipeline.process(raw, context), generators)
         if self.temperature == 0:
-            return law.scores(raw, context).argmax(-1)
-        return draw(law.at_temperature(self.temperature).scores(raw, context).softmax(-1), generators)
+            return pipeline.process(raw, context).argmax(-1)
+        return draw(pipeline.at_temperature(self.temperature).process(raw, context).softmax(-1), generators)

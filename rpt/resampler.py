@@ -83,13 +83,16 @@ class Resampler:
                 old = self.text[i]
                 yield from self._resample(i)
                 changed = self.text[i] != old
+                if self._is_end(self.text[i]):
+                    self._cut(i + 1)
+                    return
             elif changed or self.settings.redraw == "always":
                 for place in range(i + 1, i + self.settings.window):
                     yield from self._draw(place)
                     if self._is_end(self.text[place]) and place + 1 < len(self.text):
                         self._cut(place + 1)
                         return
-            if half % 2 == 0 and not self.batch.law.do_sample:
+            if half % 2 == 0 and not self.batch.pipeline.do_sample:
                 state = tuple(self.tentative)
                 if state in seen:
                     return
@@ -98,8 +101,9 @@ class Resampler:
     def _draw(self, place: int):
         """Draw the token at ``place`` from its next-token law."""
         raw = yield from self._next_token_law(place - 1)
-        scores = self.batch.law.scores(raw.clone(), self._left_of(place))
-        token = int(self.batch.law.choose(scores, [self.sequence.generator]))
+        scores = self.batch.pipeline.process(raw.clone(), self._left_of(place))
+        token = int(self.batch.pipeline.sample(scores, [self.sequence.generator]))
+        self.batch.check_decided(self.sequence, [token])
         self._put(place, token, raw)
 
     def _resample(self, i: int):
@@ -123,7 +127,7 @@ class Resampler:
         raw, old = logits[:1], self.text[i]
         accept = self.settings.accept_rule
         generators = [self.sequence.generator]
-        token = int(accept(self.batch.law, raw.clone(), [old], self._left_of(i), generators))
+        token = int(accept(self.batch.pipeline, raw.clone(), [old], self._left_of(i), generators))
         drawn = accept.accept == "gibbs" or token != old
         self.changes[i] += token != old
         self._put(i, token, raw if drawn else None)

@@ -61,7 +61,7 @@ class Resample(Revision):
         offsets = range(block.first, block.first + len(old))
         raw = step.logits([(index, block.rows)])
         new = self.accept_rule(
-            batch.law,
+            batch.pipeline,
             raw,
             old,
             lambda row: sequence.left_of(block.tokens[: block.first + row]),

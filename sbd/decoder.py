@@ -18,7 +18,7 @@ from decoding.engine import Step
 from decoding.forward.rows import RowList
 from decoding.revision import Revision
 from decoding.rules import EntropyBound, RevealRule, RowScores
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from sbd.revision import await_revision, settle
 from sbd.state import OpenBlock
 
@@ -28,7 +28,8 @@ class SetBlockDecoder(Decoder):
     """Decode blocks of ``block_size`` masks; ``rule`` decides what each forward reveals.
 
     anchor: the forward that opens a block also commits the token before it, whose row gives the exact next-token law
-        of the block's first position. With True that token is chosen from this law and revealed first, free of charge.
+        of the block's first position. With True that token is chosen from this law and revealed first; EntropyBound
+        does not charge for it, TopK and ConfidenceFactor count it like any other.
         A block of one is always anchored: it is next-token decoding.
     commit: run decided tokens causally when the "block" is full (paper), or their gapless "prefix" with the next
         forward. Then every forward has an anchor: the undecided token that stands first is chosen from its next-token
@@ -70,8 +71,8 @@ class SetBlockDecoder(Decoder):
     def needs_mask_token(self) -> bool:
         return True
 
-    def check(self, model: Any, law: TokenLaw) -> None:
-        law.check_holes(type(self).__name__)
+    def check(self, model: Any, pipeline: LogitsPipeline) -> None:
+        pipeline.check_holes(type(self).__name__)
         if self.revision is not None:
             self.revision.check(model)
         warn_untrained_size(model, self.block_size)
@@ -116,6 +117,7 @@ class SetBlockDecoder(Decoder):
                 continue
             block: OpenBlock = sequence.state
             sequence.cached = block.start
+            batch.check_decided(sequence, [t for t, is_chosen in zip(token, chosen, strict=True) if is_chosen])
             for offset in range(len(block.masked)):
                 if chosen[offset]:
                     block.tokens[offset] = token[offset]
@@ -132,7 +134,7 @@ class SetBlockDecoder(Decoder):
 
     def _decide(self, batch: Batch, step: Step, masked: Tensor, anchored: Tensor) -> tuple[RowScores, Tensor]:
         """Scores and tokens, [N], of the ``masked`` [B, Q] rows; an ``anchored`` one is decided by the row before the block."""
-        law, sequences = batch.law, step.sequences
+        pipeline, sequences = batch.pipeline, step.sequences
         spans, asked = [], []
         for index, (sequence, offsets) in enumerate(zip(sequences, masked.tolist(), strict=True)):
             block: OpenBlock = sequence.state
@@ -146,14 +148,14 @@ class SetBlockDecoder(Decoder):
             sequence, offset = asked[i]
             return sequence.left_of(sequence.state.uncommitted(sequence, offset))
 
-        if law.do_sample and self.entropy_from == "raw":
-            raw[:, law.forbidden] = -torch.inf
+        if pipeline.do_sample and self.entropy_from == "raw":
+            raw[:, pipeline.forbidden] = -torch.inf
             scores = RowScores.of(raw)
-            processed = law.scores(raw, left_of)
+            processed = pipeline.process(raw, left_of)
         else:
-            processed = law.scores(raw, left_of)
+            processed = pipeline.process(raw, left_of)
             scores = RowScores.of(processed)
-        return scores, law.choose(processed, [sequence.generator for sequence, _ in asked])
+        return scores, pipeline.sample(processed, [sequence.generator for sequence, _ in asked])
 
     def _commit_prefix(self, batch: Batch, sequence: Sequence) -> None:
         """Make the gapless prefix of the block final; forget what will not run as block rows again."""

@@ -35,7 +35,7 @@ class Remask(Revision):
 
     def revise(self, batch: Batch, step: Step, index: int, block: FinishedBlock) -> bool:
         raw = step.logits([(index, block.rows)])
-        raw[:, batch.law.forbidden] = -inf
+        raw[:, batch.pipeline.forbidden] = -inf
         likely = raw.softmax(-1)[range(len(block.rows)), block.tokens]
         block.rounds += 1
         block.masked_again = (likely < self.remask_below).nonzero().flatten().tolist()

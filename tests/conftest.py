@@ -32,7 +32,7 @@ from decoding.decoder import decode
 from decoding.forward.cache import SlotCache
 from decoding.forward.rows import Rows
 from decoding.output import StreamWriter
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 
 VOCAB = 97
 PAD, BOS, EOS, MASK = 0, 1, 2, VOCAB - 1
@@ -243,7 +243,7 @@ def run_scripted():
             for i, length in enumerate(lengths)
         ]
         stopping = Stopping(frozenset(eos), tuple(criteria))
-        law = TokenLaw(LogitsProcessorList(steps), do_sample, MASK, len(lengths))
+        law = LogitsPipeline(LogitsProcessorList(steps), do_sample, MASK, len(lengths))
         batch = Batch(sequences, law, stopping, MASK)
         engine = ScriptedEngine(script)
         writer = StreamWriter(streamer, len(lengths))

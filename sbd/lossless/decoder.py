@@ -22,7 +22,7 @@ from decoding.checks import check_choice, check_count, warn_untrained_size
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.rows import RowList
-from decoding.sampling import TokenLaw, UniformStream, inverse_cdf
+from decoding.sampling import LogitsPipeline, UniformStream, inverse_cdf, likeliest
 from decoding.verification import verify_greedy, verify_sampled
 from sbd.lossless.auto_planner import AutoPlanner
 from sbd.lossless.drafts import Draft, DraftSource, MaskDrafts, draft_sources
@@ -110,12 +110,13 @@ class SelfSpeculativeDecoder(Decoder):
     def gives_logprobs(self) -> bool:
         return True
 
-    def check(self, model: Any, law: TokenLaw) -> None:
+    def check(self, model: Any, pipeline: LogitsPipeline) -> None:
+        pipeline.follow_drafts(type(self).__name__, model.config.get_text_config().vocab_size)
         if self.needs_mask_token:
             warn_untrained_size(model, self.block_size)
 
     def begin(self, batch: Batch, engine: Engine) -> None:
-        shared = not batch.law.do_sample
+        shared = not batch.pipeline.do_sample
         if self.look_ahead == "auto":
             batch.state = AutoPlanner(self.block_size, self.needs_mask_token, engine, len(batch.sequences), shared)
         else:
@@ -164,9 +165,10 @@ class SelfSpeculativeDecoder(Decoder):
             self._commit(batch, sequence, length, int(row[1]), row[2 + 2 * count :] if batch.wants_logprobs else None)
             held = Draft()
             if length in state.blocks and not sequence.finished:
-                state.uniforms.advance(count if batch.law.do_sample else 0)
+                state.uniforms.advance(count if batch.pipeline.do_sample else 0)
                 held = Draft([int(draft) for draft in drafts], confidences)
-                held.hidden = hidden[i] if batch.law.do_sample else None
+                held.hidden = hidden[i] if batch.pipeline.do_sample else None
+                held = held.shortened(state.possible(held.tokens))
             for source in state.sources:
                 if isinstance(source, MaskDrafts):
                     source.draft = held
@@ -205,13 +207,13 @@ class SelfSpeculativeDecoder(Decoder):
             sequence, j = rows[row]
             return sequence.left_of(sequence.state.draft.tokens[:j])
 
-        scores = batch.law.scores(raw, left_of)
+        scores = batch.pipeline.process(raw, left_of)
         counts = [len(state.draft.tokens) for state in states]
         most = max(counts)
         drafts = torch.tensor([s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)])
         drafts = drafts.to(scores.device).view(len(states), most).long()
         lengths = torch.tensor(counts, device=scores.device)
-        if batch.law.do_sample:
+        if batch.pipeline.do_sample:
             q = self._draft_distributions(batch, step, drafts)
             numbers = [state.uniforms.peek(n + 1).tolist() for state, n in zip(states, counts, strict=True)]
             uniform = torch.tensor(
@@ -222,12 +224,12 @@ class SelfSpeculativeDecoder(Decoder):
             for state, n in zip(states, counts, strict=True):
                 state.uniforms.advance(n + 1)
         else:
-            accepted, token = verify_greedy(_rectangle(scores.argmax(-1), counts), drafts, lengths)
+            accepted, token = verify_greedy(_rectangle(likeliest(scores), counts), drafts, lengths)
         if log_p is None:
             return accepted, token, None
         followed = torch.cat([drafts, token[:, None]], dim=1)
         emitted = followed.where(torch.arange(most + 1, device=token.device) < accepted[:, None], token[:, None])
-        return accepted, token, _rectangle(log_p, counts).gather(-1, emitted[..., None])[..., 0]
+        return accepted, token, _rectangle(log_p, counts).gather(-1, emitted[..., None].clamp_min(0))[..., 0]
 
     def _draft_distributions(self, batch: Batch, step: Step, drafts: Tensor) -> Tensor | None:
         """q [B, M, V] of ``drafts`` [B, M]: those of the mask rows again, all mass on the token for other sources."""
@@ -235,7 +237,7 @@ class SelfSpeculativeDecoder(Decoder):
         drawn = [i for i, state in enumerate(states) if state.draft.hidden is not None and state.draft.tokens]
         if not drawn:
             return None
-        q = batch.law.scores(step.head(torch.cat([states[i].draft.hidden for i in drawn]))).softmax(-1)
+        q = batch.pipeline.process(step.head(torch.cat([states[i].draft.hidden for i in drawn]))).softmax(-1)
         counts = [len(states[i].draft.tokens) for i in drawn]
         rectangle = _rectangle(q, [count - 1 for count in counts])
         if len(drawn) == len(states) and rectangle.shape[1] == drafts.shape[1]:
@@ -260,13 +262,13 @@ class SelfSpeculativeDecoder(Decoder):
         rows = rows.clamp_max(step.hidden_states.shape[1] - 1)
         hidden = step.hidden_states[torch.arange(len(states), device=device)[:, None], rows]
         # Only processors that look at nothing but logits: any distribution may draft, as long as it is the one tested.
-        scores = batch.law.scores(step.head(hidden.flatten(0, 1)))
+        scores = batch.pipeline.process(step.head(hidden.flatten(0, 1)))
         probabilities = scores.softmax(-1)
-        if batch.law.do_sample:
+        if batch.pipeline.do_sample:
             uniform = torch.cat([state.uniforms.peek(count) for state in states]).to(device)
             tokens = inverse_cdf(probabilities, uniform)
         else:
-            tokens = scores.argmax(-1)
+            tokens = likeliest(scores)
         return hidden, tokens.view(-1, count), probabilities.amax(-1).view(-1, count)
 
     def _commit(
@@ -276,6 +278,7 @@ class SelfSpeculativeDecoder(Decoder):
         draft = sequence.state.draft
         emitted = [*draft.tokens[:accepted], token]
         sequence.cached = len(sequence.tokens) + accepted
+        batch.pipeline.commit(sequence.index, len(emitted))
         batch.commit(sequence, emitted, logprobs=logprobs and logprobs[: len(emitted)])
         sequence.cached = min(sequence.cached, len(sequence.tokens))
         if draft.tokens:

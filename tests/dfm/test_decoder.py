@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from decoding.rules import ConfidenceThreshold, EntropyBound, TopK
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from dfm import FlowDecoder
 from dfm.draws import Draws, LikeliestDraws
 from dfm.flow_config import FlowTraits
@@ -117,7 +117,7 @@ def decode_with_seed(model, decoder, ids, config, seed):
 
     sequences = make_sequences(model, ids, None, config.max_length)
     sequences[0].generator.manual_seed(seed)
-    law = TokenLaw(LogitsProcessorList(), True, MASK, 1)
+    law = LogitsPipeline(LogitsProcessorList(), True, MASK, 1)
     batch = Batch(sequences, law, Stopping(), MASK, config=model.config)
     engine = Engine(model)
     decode(engine, decoder, batch, engine.new_cache(1))

@@ -12,7 +12,7 @@ from decoding import Engine, NextTokenDecoder, SlotCache, decoder_from_spec
 from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
 from decoding.forward.rows import RowList
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from decoding.training.packed import Packing
 from rpt import ResampleDecoder, ResampleObjective
 from rpt.config import ResampleConfig
@@ -136,7 +136,7 @@ def test_batched_equals_single(resample_model, prompts, new_tokens, family, sett
 def run_batch(model, decoder, sequences, settings=(), ends=(), cache=None):
     settings = dict(settings)
     warpers = [TemperatureLogitsWarper(settings["temperature"])] if settings else []
-    law = TokenLaw(LogitsProcessorList(warpers), bool(settings), None, len(sequences))
+    law = LogitsPipeline(LogitsProcessorList(warpers), bool(settings), None, len(sequences))
     batch = Batch(sequences, law, Stopping(frozenset(ends)), config=model.config)
     engine = Engine(model)
     decode(engine, decoder, batch, cache or engine.new_cache(len(sequences)))
@@ -273,7 +273,7 @@ def test_logprobs_are_those_of_the_law_drawn_from(resample_model):
 
 def test_accept_rules():
     raw = torch.tensor([[2.0, 1.0, 0.0], [0.0, 5.0, 0.0]])
-    law = TokenLaw(LogitsProcessorList([TemperatureLogitsWarper(0.5)]), True)
+    law = LogitsPipeline(LogitsProcessorList([TemperatureLogitsWarper(0.5)]), True)
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
     # softmax([2, 1, 0]) has a maximum of 0.665 at temperature 1 and of 0.867 at temperature 0.5.
     for threshold, expected in ((0.6, [0, 1]), (0.7, [2, 1]), (0.99, [2, 2])):

@@ -11,7 +11,7 @@ from decoding import Engine, SlotCache
 from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
 from decoding.forward.rows import Rows
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from rpt.config import ResampleConfig
 
 
@@ -83,6 +83,6 @@ class TableEngine(Engine):
 def sample_table(decoder, tables, batch_size: int, new_tokens: int, seed: int = 0, greedy: bool = False):
     """Run ``decoder`` on a TableEngine; the finished sequences, each from the prompt [0]."""
     sequences = [Sequence(i, [0], 1 + new_tokens, torch.Generator().manual_seed(seed + i)) for i in range(batch_size)]
-    law = TokenLaw(LogitsProcessorList(), not greedy, None, batch_size)
+    law = LogitsPipeline(LogitsProcessorList(), not greedy, None, batch_size)
     decode(TableEngine(*tables), decoder, Batch(sequences, law, Stopping()), SlotCache(0, batch_size))
     return sequences

@@ -9,7 +9,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from decoding import Step
 from decoding.batch import Batch, Sequence, Stopping
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from sbd import ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
 from tests.conftest import MASK, VOCAB, RecordingStreamer
 
@@ -180,7 +180,7 @@ def test_a_token_whose_id_is_the_masks_stays_text(run_scripted):
 
     decoder = SetBlockDecoder(4, TopK(1))
     sequence = Prompted(0, [0] * PROMPT, PROMPT + 4, torch.Generator())
-    batch = Batch([sequence], TokenLaw([], False, MASK), Stopping(), MASK)
+    batch = Batch([sequence], LogitsPipeline([], False, MASK), Stopping(), MASK)
     rows = decoder.plan(batch)[0]
     assert rows.tokens == [MASK] * (PROMPT + 4)
     assert rows.is_block == [0] * PROMPT + [1] * 4
@@ -270,7 +270,7 @@ def test_processors_see_what_is_decided_to_the_left(padding):
             diary.append(input_ids[0].tolist())
             return scores
 
-    law = TokenLaw([Diary(1.5)], False, MASK)
+    law = LogitsPipeline([Diary(1.5)], False, MASK)
     sequence = Sequence(0, [3, 4], 6, torch.Generator(), padding)
     batch, decoder = Batch([sequence], law, Stopping(), MASK), SetBlockDecoder(4, TopK(1))
     law.check_holes("SetBlockDecoder")

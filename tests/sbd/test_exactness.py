@@ -12,7 +12,7 @@ from decoding.batch import Batch, Stopping
 from decoding.decoder import decode
 from decoding.forward.cache import SlotCache
 from decoding.request import make_sequences
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from sbd import ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
 from tests.conftest import FAMILIES, MASK, chi_square_z
 
@@ -176,7 +176,7 @@ def run_and_watch(model, inputs, decoder, max_new: int, watch, eos=()) -> list:
     """Decode and call ``watch(cache, batch, sequences)`` after each forward, sequences as they lie in the cache."""
     width = inputs["input_ids"].shape[1]
     sequences = make_sequences(model, inputs["input_ids"], inputs["attention_mask"], width + max_new)
-    batch = Batch(sequences, TokenLaw([], False, MASK, len(sequences)), Stopping(frozenset(eos)), MASK)
+    batch = Batch(sequences, LogitsPipeline([], False, MASK, len(sequences)), Stopping(frozenset(eos)), MASK)
     engine = Engine(model)
     cache = engine.new_cache(len(sequences))
 

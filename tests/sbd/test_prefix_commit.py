@@ -9,7 +9,7 @@ from transformers import LogitsProcessorList
 from decoding import Engine
 from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from sbd import EntropyBound, SetBlockDecoder
 from tests.conftest import FAMILIES, MASK
 
@@ -54,7 +54,7 @@ def test_batched_equals_single(shared_model, prompts, new_tokens):
 def test_cache_after_a_run_is_a_fresh_prefill(shared_model, cache_error, bound):
     model = shared_model("llama")
     sequence = Sequence(0, list(range(5, 20)), 50, torch.Generator())
-    batch = Batch([sequence], TokenLaw(LogitsProcessorList(), False, MASK), Stopping(), MASK)
+    batch = Batch([sequence], LogitsPipeline(LogitsProcessorList(), False, MASK), Stopping(), MASK)
     engine = Engine(model)
     cache = engine.new_cache(1)
     decoder = SetBlockDecoder(block_size=5, rule=EntropyBound(bound), anchor=True, commit="prefix")

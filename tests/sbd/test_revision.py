@@ -9,7 +9,7 @@ from transformers import LogitsProcessorList
 from decoding import Engine, Revision, decoder_from_spec
 from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from rpt import Resample, attach_offset_code
 from rpt.config import ResampleConfig
 from sbd import EntropyBound, Remask, SetBlockDecoder
@@ -29,7 +29,7 @@ def model():
 
 def run(model, decoder, prompt, count=30, ends=(), cache=None):
     sequence = Sequence(0, list(prompt), len(prompt) + count, torch.Generator().manual_seed(0))
-    law = TokenLaw(LogitsProcessorList(), False, MASK)
+    law = LogitsPipeline(LogitsProcessorList(), False, MASK)
     batch = Batch([sequence], law, Stopping(frozenset(ends)), MASK, config=model.config)
     engine = Engine(model)
     decode(engine, decoder, batch, cache or engine.new_cache(1))

@@ -12,7 +12,7 @@ from decoding.batch import Batch, Sequence, Stopping
 from decoding.decoder import decode
 from decoding.forward.gating import block_rows
 from decoding.forward.rows import RowList
-from decoding.sampling import TokenLaw
+from decoding.sampling import LogitsPipeline
 from sbd import SelfSpeculativeDecoder
 from sbd.lossless.drafts import Draft, MaskDrafts
 from tests.conftest import FAMILIES, MASK
@@ -209,7 +209,7 @@ def test_batched_equals_single_for_ragged_ends(shared_model, fresh_model, prompt
 def test_cache_after_a_run_is_a_fresh_prefill(shared_model, cache_error, look_ahead):
     model = shared_model("llama")
     sequence = Sequence(0, list(range(5, 20)), 50, torch.Generator())
-    batch = Batch([sequence], TokenLaw(LogitsProcessorList(), False, MASK), Stopping(), MASK)
+    batch = Batch([sequence], LogitsPipeline(LogitsProcessorList(), False, MASK), Stopping(), MASK)
     engine = Engine(model)
     cache = engine.new_cache(1)
     decode(engine, SelfSpeculativeDecoder(block_size=4, look_ahead=look_ahead), batch, cache)
