@@ -14,7 +14,7 @@ from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.rows import RowList
 from decoding.output import DecodeOutput, StreamWriter, assemble
-from decoding.request import check_request, keep_arguments_for, kept_cache, make_sequences, pad_token
+from decoding.request import check_positions, check_request, keep_arguments_for, kept_cache, make_sequences, pad_token
 from decoding.sampling import LogitsPipeline
 
 PREFILL_CHUNK = 512  # prompt tokens per forward; the last chunk rides with the first rows that decode
@@ -44,6 +44,11 @@ class Decoder(ABC):
     def prefills(self) -> bool:
         """Whether the prompt is run causally, a long one in pieces before the first plan."""
         return True
+
+    @property
+    def rows_ahead(self) -> int:
+        """How many positions behind the end of the text its rows may stand; by default two blocks, if it has blocks."""
+        return 2 * (getattr(self, "block_size", None) or 0)
 
     def check(self, model: PreTrainedModel, pipeline: LogitsPipeline) -> None:
         """Raise ValueError, or warn, if the model or the settings of ``generate`` do not go with this decoder."""
@@ -115,7 +120,8 @@ def generate(
     stream = StreamWriter(streamer, batch_size)
     kept = kept_cache(past_key_values, batch_size)
     engine.check()
-    sequences = make_sequences(model, input_ids, attention_mask, generation_config.max_length)
+    check_positions(prepared.get("position_ids"), input_ids, attention_mask)
+    sequences = make_sequences(model, input_ids, attention_mask, generation_config.max_length, decoder.rows_ahead)
     stopping = Stopping.from_generate(generation_config, stopping_criteria, input_ids.device)
     batch = Batch(
         sequences, pipeline, stopping, mask_token_id, output_logprobs, model.config, pad_token(generation_config)
@@ -143,10 +149,11 @@ def decode(engine: Engine, decoder: Decoder, batch: Batch, cache: SlotCache, str
     decoder.begin(batch, engine)
     in_cache = batch.unfinished
     while unfinished := batch.unfinished:
-        if len(unfinished) < len(in_cache):  # finished sequences leave the batch, their keys and values with them
+        if len(unfinished) < len(in_cache) and not engine.keeps_whole_batch:
+            # Finished sequences leave the batch, their keys and values with them.
             cache.reorder_cache(torch.tensor([i for i, sequence in enumerate(in_cache) if not sequence.finished]))
             in_cache = unfinished
-        step = engine.step(decoder.plan(batch), cache, unfinished)
+        step = engine.step(decoder.plan(batch), cache, unfinished, in_cache)
         for sequence in unfinished:
             sequence.forwards += 1
         decoder.absorb(batch, step)

@@ -15,7 +15,7 @@ from decoding.batch import Sequence
 from decoding.checks import check_count
 from decoding.forward.cache import GROWTH, SlotCache
 from decoding.forward.costs import CONTEXT, RowCosts, measure_row_costs
-from decoding.forward.model import check_attention, is_tested, probe, run_rows
+from decoding.forward.model import check_attention, check_runnable, is_tested, probe, run_rows
 from decoding.forward.rows import RowList, Rows
 
 
@@ -88,11 +88,26 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        """Where rows go in: where the embedding runs, also while its weights are offloaded."""
+        embedding = self.model.get_input_embeddings()
+        for module in (embedding, self.model):
+            hook = getattr(module, "_hf_hook", None)  # of accelerate
+            if getattr(hook, "execution_device", None) is not None:
+                return torch.device(hook.execution_device)
+        return embedding.weight.device
+
+    @property
+    def keeps_whole_batch(self) -> bool:
+        """Whether finished sequences stay in the batch, because something is attached that holds a value for each row of it."""
+        if not hasattr(self.model, "peft_config"):
+            return False
+        hooks = (hook for module in self.model.modules() for hook in module._forward_pre_hooks.values())
+        return any("adapter_names" in getattr(hook, "keywords", ()) for hook in hooks)
 
     def check(self) -> None:
         """Raise ValueError for a model that would be decoded wrongly; types that no test covers are tried out once."""
         check_attention(self.model)
+        check_runnable(self.model)
         if not (self._passed_probe or is_tested(self.model)):
             probe(self.model)
             self._passed_probe = True
@@ -101,9 +116,21 @@ class Engine:
         """An empty cache for ``batch_size`` sequences."""
         return SlotCache(self.model.config.num_hidden_layers, batch_size, self.cache_chunk)
 
-    def step(self, rows: list[RowList], cache: SlotCache, sequences: SequenceOf[Sequence] = ()) -> Step:
-        """One forward pass over a RowList for each sequence of ``cache``."""
-        return Step(list(sequences), rows, self.forward(Rows.pack(rows, self.device), cache), self.head)
+    def step(
+        self,
+        rows: list[RowList],
+        cache: SlotCache,
+        sequences: SequenceOf[Sequence] = (),
+        in_cache: SequenceOf[Sequence] = (),
+    ) -> Step:
+        """One forward pass over a RowList for each of ``sequences``; those that ``in_cache`` holds besides run no rows."""
+        if len(in_cache) == len(sequences):
+            return Step(list(sequences), rows, self.forward(Rows.pack(rows, self.device), cache), self.head)
+        places = [place for place, sequence in enumerate(in_cache) if not sequence.finished]
+        every = [RowList() for _ in in_cache]
+        for place, own in zip(places, rows, strict=True):
+            every[place] = own
+        return Step(list(sequences), rows, self.forward(Rows.pack(every, self.device), cache)[places], self.head)
 
     def forward(self, rows: Rows, cache: SlotCache) -> Tensor:
         """Hidden states [B, R, D] of one forward pass; keys and values are written to the rows' slots of ``cache``."""

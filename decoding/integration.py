@@ -1,11 +1,38 @@
 """How decoders reach every call of ``model.generate``, inside pipelines and trainers too."""
 
 import functools
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from decoding.decoder import Decoder
 from decoding.engine import Engine
+
+
+class InstalledGenerate:
+    """Stands in the place of ``model.generate``; a copy of the model gets one of its own, which runs the copy."""
+
+    def __init__(self, model: PreTrainedModel, decoder: Decoder, engine: Engine | None = None):
+        self.model, self.decoder, self.engine = model, decoder, engine
+        functools.update_wrapper(self, type(model).generate)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.setdefault("custom_generate", self.decoder) is self.decoder and self.engine is not None:
+            kwargs.setdefault("engine", self.engine)
+        return type(self.model).generate(self.model, *args, **kwargs)
+
+    def __reduce__(self) -> tuple:
+        return InstalledGenerate._restored, (), {"model": self.model, "decoder": self.decoder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.model, self.decoder = state["model"], state["decoder"]
+
+    @staticmethod
+    def _restored() -> "InstalledGenerate":
+        """An empty one: while a model is being copied or loaded, it is not there yet."""
+        installed = InstalledGenerate.__new__(InstalledGenerate)
+        installed.engine = None  # an engine is one model's
+        return installed
 
 
 def install(model: PreTrainedModel, decoder: Decoder, engine: Engine | None = None) -> None:
@@ -16,16 +43,7 @@ def install(model: PreTrainedModel, decoder: Decoder, engine: Engine | None = No
     """
     if not isinstance(decoder, Decoder):
         raise ValueError(f"decoder must be a Decoder, got {decoder!r}")
-    uninstall(model)
-    original = model.generate
-
-    @functools.wraps(original)
-    def generate(*args, **kwargs):
-        if kwargs.setdefault("custom_generate", decoder) is decoder and engine is not None:
-            kwargs.setdefault("engine", engine)
-        return original(*args, **kwargs)
-
-    model.generate = generate
+    model.generate = InstalledGenerate(model, decoder, engine)
 
 
 def uninstall(model: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedMod
 
 from decoding.batch import Sequence
 from decoding.forward.cache import SlotCache
+from decoding.forward.rope import check_reach, context_length
 
 # Settings of GenerationConfig that ask for something a decoder does not do, with the value that does not ask.
 REFUSED = {
@@ -24,6 +25,7 @@ REFUSED = {
     "guidance_scale": None,
     "watermarking_config": None,
     "token_healing": False,
+    "cache_implementation": None,
 }
 # What `generate` prepares for its own loops; the engine makes its own positions and asks for its own logits.
 PREPARED = {
@@ -50,6 +52,12 @@ def keep_arguments_for(kind: type) -> None:
         """Pass on to ``kind`` everything that the original would collect for ``generate``'s own loops."""
         if not isinstance(custom_generate, kind):
             return original(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+        given = kwargs.get("past_key_values")
+        if isinstance(given, Cache) and not isinstance(given, SlotCache):
+            raise ValueError(
+                f"{type(custom_generate).__name__} cannot use past_key_values of type {type(given).__name__}, which would "
+                f"stay as it is; pass decoding.SlotCache to keep a cache"
+            )
         own = original(self, custom_generate, dict(kwargs), synced_gpus, assistant_model, streamer)
         standard = original(self, None, kwargs, synced_gpus, assistant_model, streamer)
         for name in own:
@@ -77,11 +85,24 @@ def check_request(
         raise ValueError(f"{name} does not compute next-token laws, so output_logprobs=True cannot be honoured")
 
 
+def check_positions(position_ids: Tensor | None, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise ValueError for positions [B, P] other than 0, 1, 2, ... from each prompt's first token, which rows always have."""
+    if position_ids is None:
+        return
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    own = mask.cumsum(-1) - 1
+    if position_ids.shape[-1] != own.shape[-1] or bool(((position_ids != own) & mask.bool()).any()):
+        raise ValueError("position_ids: decoders count positions from the first token of each prompt; leave them out")
+
+
 def make_sequences(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, limit: int
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, limit: int, ahead: int = 0
 ) -> list[Sequence]:
-    """One Sequence for each row of ``input_ids`` [B, P], padding removed; ``limit`` counts the padding, as HF does."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    """One Sequence for each row of ``input_ids`` [B, P], padding removed; ``limit`` counts the padding, as HF does.
+
+    ``ahead``: how many positions behind the text the decoder's rows may stand.
+    """
+    context = context_length(model.config)
     seed = int(torch.randint(2**62, ()))  # follows torch.manual_seed
     sequences = []
     for index, row in enumerate(input_ids):
@@ -91,9 +112,9 @@ def make_sequences(
             raise ValueError(f"prompt {index} is empty: give at least one token, for instance the BOS token")
         if context is not None and len(tokens) >= context:
             raise ValueError(
-                f"prompt {index} has {len(tokens)} tokens, but the model's context (max_position_embeddings) is {context}; "
-                f"it must be shorter"
+                f"prompt {index} has {len(tokens)} tokens, but the model's context is {context}; it must be shorter"
             )
+        check_reach(model, limit - len(padding) - 1 + ahead)
         generator = torch.Generator().manual_seed(seed + index)
         sequences.append(Sequence(index, tokens, limit - len(padding), generator, padding))
     return sequences
@@ -102,10 +123,6 @@ def make_sequences(
 def kept_cache(cache: Cache | None, batch_size: int) -> SlotCache | None:
     """The cache to go on with, if the user passed one of ours; the empty one that ``generate`` makes is left unused."""
     if not isinstance(cache, SlotCache):
-        if cache is not None and cache.get_seq_length() > 0:
-            raise ValueError(
-                "past_key_values holds tokens but is no SlotCache; pass decoding.SlotCache to keep a cache"
-            )
         return None
     if batch_size > 1 or len(cache.tokens) > 1:
         raise ValueError(

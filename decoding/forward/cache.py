@@ -31,6 +31,9 @@ class SlotLayer(CacheLayerMixin):
         visible = self.owner.num_slots
         if self.keys.shape[2] < visible:
             self._grow(-(-visible // self.owner.chunk) * self.owner.chunk)
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
+            # What was filled under inference_mode cannot be written outside of it; a copy can.
+            self.keys, self.values = self.keys.clone(), self.values.clone()
         slots = self.owner.slots
         if isinstance(slots, slice):
             self.keys[:, :, slots] = key_states

@@ -1,5 +1,7 @@
 """A stock transformers model as the engine sees it: rows in, hidden states out; and which models can be run so."""
 
+import warnings
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -36,6 +38,44 @@ def check_attention(model: PreTrainedModel) -> None:
             f"attn_implementation={form!r} cannot take the masks of block decoding; load the model with "
             f"attn_implementation set to one of {', '.join(map(repr, MASK_FORMS))}"
         )
+
+
+def check_runnable(model: PreTrainedModel) -> None:
+    """Raise ValueError for a state of the model in which its trunk alone is not what ``generate`` would run."""
+    if model.training and model.is_gradient_checkpointing:
+        raise ValueError(
+            "the model is in training mode with gradient checkpointing, which runs without a cache; call model.eval() first"
+        )
+    prepare = vars(model).get("prepare_inputs_for_generation")
+    if prepare is not None:  # put there by a wrapper
+        adapter = getattr(getattr(prepare, "__self__", None), "active_peft_config", None)
+        if adapter is None:
+            raise ValueError(
+                "prepare_inputs_for_generation of the model was replaced, and what it adds would be lost: decoders run the "
+                "trunk by themselves"
+            )
+        if adapter.is_prompt_learning:
+            raise ValueError(
+                f"{adapter.peft_type.value} puts virtual tokens before the prompt, which decoders cannot run; LoRA can be run"
+            )
+
+
+def warn_quantised_activations(model: PreTrainedModel, decoder_name: str) -> None:
+    """Warn if layers round their inputs together: the rows of a forward then depend on each other."""
+    for name, module in model.named_modules():
+        kind, weight = type(module), getattr(module, "weight", None)
+        by_module = "quantized.dynamic" in kind.__module__ or kind.__name__ == "Linear8bitLt"  # torch's, bitsandbytes'
+        by_weight = (
+            type(weight).__name__ == "LinearActivationQuantizedTensor"
+        )  # torchao's, and newer ones by what they hold
+        by_weight |= getattr(weight, "act_quant_kwargs", None) is not None
+        if by_module or by_weight:
+            warnings.warn(
+                f"{decoder_name}: layer {name!r} ({kind.__name__}) quantises activations, so rows round otherwise beside other "
+                f"rows and the text may differ from that of model.generate; weight-only quantisation is exact",
+                stacklevel=4,
+            )
+            return
 
 
 def probe(model: PreTrainedModel) -> None:
@@ -78,4 +118,6 @@ def _passes(model: PreTrainedModel) -> bool:
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
     scale = reference.abs().max()
     first, second = chunked(1), chunked(2)
-    return bool((first - reference).abs().max() <= tolerance * scale and torch.equal(first, second))
+    # Experts and fused kernels may round otherwise beside other rows; a key that is seen changes far more than that.
+    leak = (first - second).abs().max()
+    return bool((first - reference).abs().max() <= tolerance * scale and leak <= tolerance / 10 * scale)

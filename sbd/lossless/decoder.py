@@ -21,6 +21,7 @@ from decoding.batch import Batch, Sequence
 from decoding.checks import check_choice, check_count, warn_untrained_size
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
+from decoding.forward.model import warn_quantised_activations
 from decoding.forward.rows import RowList
 from decoding.sampling import LogitsPipeline, UniformStream, inverse_cdf, likeliest
 from decoding.verification import verify_greedy, verify_sampled
@@ -112,6 +113,7 @@ class SelfSpeculativeDecoder(Decoder):
 
     def check(self, model: Any, pipeline: LogitsPipeline) -> None:
         pipeline.follow_drafts(type(self).__name__, model.config.get_text_config().vocab_size)
+        warn_quantised_activations(model, type(self).__name__)
         if self.needs_mask_token:
             warn_untrained_size(model, self.block_size)
 

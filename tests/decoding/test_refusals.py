@@ -97,7 +97,7 @@ def test_a_foreign_cache_with_content(shared_model, prompts, assert_refused, dec
     cache = DynamicCache(config=model.config)
     model(inputs["input_ids"][:, :5], past_key_values=cache, use_cache=True)
     arguments = {"past_key_values": cache, "max_new_tokens": 4, "custom_generate": decoder}
-    assert_refused(model, "past_key_values holds tokens but is no SlotCache", **inputs, **arguments)
+    assert_refused(model, "cannot use past_key_values of type DynamicCache", **inputs, **arguments)
     assert cache.get_seq_length() == 5
 
 
