@@ -38,7 +38,7 @@ format: $(VENV)/.dev  ## Put the code into the style.
 # Each line writes the file in benchmarks/results that it names, and is the command in that file but for the folder.
 RESULTS := benchmarks/results
 SETFLOW_BENCH := $(BIN)/setflow bench
-WRITE := --out $(RESULTS)
+WRITE := --out $(RESULTS) --overwrite
 LOOK_AHEADS := $(foreach n,alternate 0 2 all auto,--decoder sbd-lossless:block_size=4,look_ahead=$(n))
 AUTO := --decoder ntp --decoder sbd-lossless:look_ahead=auto --decoder sbd-lossless:look_ahead=auto,draft=both
 LOSSLESS := --decoder ntp --decoder sbd-lossless:block_size=8

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from decoding.jsonl import read_jsonl
+from eval.files import SoleWriter
 
 
 def request_key(*parts: Any) -> str:
@@ -28,27 +32,41 @@ def number_repeats(keys: list[str]) -> list[str]:
     return numbered
 
 
-class Finished:
-    """A JSONL file of records by key. Without a path it keeps them in memory only.
+def read_records(path: Path) -> list[dict]:
+    """The whole records with a ``key`` in a JSONL file, of each key the last; none if there is no such file.
 
-    A line is written whole as soon as its request is finished; a line that was cut by a kill is skipped.
+    What a kill or a full disk left of a line is passed over.
+    """
+    if not path.exists():
+        return []
+    records = [record for _, record in read_jsonl("results", path, skip_broken=True) if isinstance(record, dict)]
+    return list({record["key"]: record for record in records if isinstance(record.get("key"), str)}.values())
+
+
+class Finished:
+    """A JSONL file of records by key, each written as soon as it is there. Without a path they are kept in memory only.
+
+    Raises ValueError while another run writes the file.
     """
 
     def __init__(self, path: str | Path | None = None):
         self.path = Path(path) if path else None
+        self._sole = SoleWriter(self.path) if path else None
         self.records: dict[str, dict] = {}
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = True
-        if self.path.exists():
-            for _, record in read_jsonl("finished", self.path, skip_broken=True):
-                if isinstance(record, dict) and "key" in record:
-                    self.records[record["key"]] = record
-            whole = self.path.read_bytes()[-1:] in (b"", b"\n")
-        if not whole:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+        with self.writing():
+            pass
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Meanwhile no other run writes the file; what was written before is read.
+
+        The processes of one run share the file, each with records of its own, and the first has the lock for all.
+        """
+        first = os.environ.get("RANK", "0") == "0"
+        with self._sole.writing() if self._sole and first else nullcontext():
+            if self.path is not None:
+                self.records |= {record["key"]: record for record in read_records(self.path)}
+            yield
 
     def __contains__(self, key: str) -> bool:
         return key in self.records
@@ -60,5 +78,12 @@ class Finished:
         """Keep ``records``, each with its ``key``."""
         self.records.update((record["key"], record) for record in records)
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
+            with self.path.open("ab+") as file:
+                if file.tell() and not _ends_a_line(file):
+                    file.write(b"\n")  # behind what a kill has left
+                file.write("".join(json.dumps(record) + "\n" for record in records).encode())
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

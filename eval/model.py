@@ -5,6 +5,7 @@
 Commas separate lm-eval's arguments, so a decoder spec has ``;`` in their place.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from decoding import decoder_from_spec
 from decoding.checks import check_count
 from decoding.loading import attach_extras, weights_of
 from decoding.source import located
-from eval.clock import clock
 from eval.counts import count, total
+from eval.devices import check_device, clock
 from eval.finished import Finished, number_repeats, request_key
 
 
@@ -66,7 +67,7 @@ class SetflowLM(HFLM):
         batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size
         if batch_size != "auto":
             check_count("batch_size", batch_size)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.finished = Finished(finished)
         self._costs: list[dict[str, Any]] = []  # of the latest batch
         # What else decides the text that a prompt gets.
@@ -100,17 +101,31 @@ class SetflowLM(HFLM):
             self._room_for_prompt(request)
         identity = [repr(self.decoder), self.seed, *self._settings]
         keys = number_repeats([request_key(identity, *request.args) for request in requests])
-        pending = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in self.finished]
-        quiet = disable_tqdm or self.rank != 0
+        with self.finished.writing():
+            self._finish(dict(zip(keys, requests, strict=True)), disable_tqdm or self.rank != 0)
+        records = [self.finished[key] for key in keys]
+        self.samples += records
+        return [record["text"] for record in records]
+
+    def _finish(self, requests: dict[str, Instance], quiet: bool) -> None:
+        """Generate the texts that ``finished`` lacks.
+
+        What is sampled follows from the batch, so a batch of which a text is missing is run again as a whole.
+        """
+        rows = Counter(record["batch"] for record in self.finished.records.values())
+        whole = {key for key, r in self.finished.records.items() if rows[r["batch"]] == r["batch_size"]}
+        pending = [(key, request) for key, request in requests.items() if key not in whole]
         done = len(requests) - len(pending)
         with tqdm(total=len(requests), initial=done, desc="generate", disable=quiet) as bar:
             for batch in self._batches(pending):
-                torch.manual_seed(int(request_key(self.seed, batch[0][0])[:12], 16))
+                name = batch[0][0]
+                torch.manual_seed(int(request_key(self.seed, name)[:12], 16))
                 texts = super().generate_until([request for _, request in batch], disable_tqdm=True)
                 self.finished.add(
                     [
                         {
                             "key": key,
+                            "batch": name,
                             "task": request.task_name,
                             "doc_id": request.doc_id,
                             "text": text,
@@ -122,9 +137,6 @@ class SetflowLM(HFLM):
                 )
                 bar.update(len(batch))
                 bar.set_postfix(tokens_per_forward=f"{total(self._costs)['tokens_per_forward']:.2f}")
-        records = [self.finished[key] for key in keys]
-        self.samples += records
-        return [record["text"] for record in records]
 
     def _batches(self, pending: list[tuple[str, Instance]]) -> list[list[tuple[str, Instance]]]:
         """Batches of equal generation settings, longest prompt first: the order in which HFLM runs a batch, too."""

@@ -19,7 +19,8 @@ STYLE = {"svg.hashsalt": "setflow", "font.size": 9, "axes.grid": True, "grid.alp
 def label(point: Point, several_models: bool) -> str:
     """How a point is named in legends and tables."""
     name = f"{point.model}: {point.decoder}" if several_models else point.decoder
-    return f"{name}, temperature {point.temperature:g}" if point.temperature else name
+    name += f", temperature {point.temperature:g}" if point.temperature else ""
+    return f"{name}, {point.setting}" if point.setting else name
 
 
 def plot_speed_quality(points: Sequence[Point], path: Path) -> None:
@@ -78,7 +79,7 @@ def plot_acceptance(points: Sequence[Point], path: Path) -> None:
 
 def names_key(point: Point) -> tuple:
     """What tells points of one task apart."""
-    return point.model, point.decoder, point.temperature
+    return point.model, point.decoder, point.temperature, point.setting
 
 
 def _names(points: Sequence[Point]) -> dict[tuple, str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from decoding.jsonl import read_jsonl
+from eval.finished import read_records
 from eval.plots import plot_acceptance, plot_speed_quality
 from eval.summary import Figure, Point, summarise
 from eval.tables import markdown_table
@@ -27,8 +27,7 @@ def write_report(folder: Path) -> Path:
     SVG files that are there besides are shown at the end.
     """
     text, drawn = TITLE, set()
-    for path in sorted(folder.glob("*.jsonl")):
-        rows = [row for _, row in read_jsonl("sweep", path)]
+    for path, rows in find_sweeps(folder).items():
         points = summarise(rows)
         figures = {"Quality against speed": (plot_speed_quality, "speed-quality")}
         if any(point.acceptance for point in points):
@@ -47,6 +46,12 @@ def write_report(folder: Path) -> Path:
     return report
 
 
+def find_sweeps(folder: Path) -> dict[Path, list[dict[str, Any]]]:
+    """The lines of each sweep in ``folder``; other JSONL files, such as finished answers, have none."""
+    read = {path: [row for row in read_records(path) if "decoding" in row] for path in sorted(folder.glob("*.jsonl"))}
+    return {path: rows for path, rows in read.items() if rows}
+
+
 def score_table(points: Sequence[Point]) -> str:
     """A line for each model, decoder and temperature, a column for each task: table 1 of arXiv 2509.04185."""
     tasks = {point.task: point.metric for point in points}
@@ -58,12 +63,13 @@ def score_table(points: Sequence[Point]) -> str:
     ]
     lines: dict[tuple, dict[str, Point]] = {}
     for point in points:
-        lines.setdefault((point.model, point.decoder, point.temperature), {})[point.task] = point
+        line = point.model, _decoder(point), point.temperature
+        lines.setdefault(line, {})[point.task] = point
     body = []
     for (model, decoder, temperature), of_task in lines.items():
         cells = [_score(of_task[task]) if task in of_task else "" for task in tasks]
         mean = sum(point.tokens_per_forward.mean for point in of_task.values()) / len(of_task)
-        body.append([model, f"`{decoder}`", f"{temperature:g}", *cells, f"{mean:.2f}x"])
+        body.append([model, decoder, f"{temperature:g}", *cells, f"{mean:.2f}x"])
     return markdown_table([*heads, "mean speed-up in forwards"], body)
 
 
@@ -74,7 +80,7 @@ def cost_table(points: Iterable[Point]) -> str:
         [
             point.task,
             point.model,
-            f"`{point.decoder}`",
+            _decoder(point),
             f"{point.temperature:g}",
             str(point.seeds),
             str(point.samples),
@@ -88,6 +94,10 @@ def cost_table(points: Iterable[Point]) -> str:
         for point in points
     ]
     return markdown_table([*heads, "seconds", "tokens per second", "accepted"], body)
+
+
+def _decoder(point: Point) -> str:
+    return f"`{point.decoder}`" + (f", {point.setting}" if point.setting else "")
 
 
 def _score(point: Point) -> str:

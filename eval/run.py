@@ -79,7 +79,7 @@ def evaluate(
     for task in loaded if max_gen_toks else ():
         _cap(task, max_gen_toks, model.max_gen_toks)
     tracker = EvaluationTracker(output_path=str(output)) if output else None
-    with mock.patch.object(collect_env, "get_pretty_env_info", _environment):
+    with model.finished.writing(), mock.patch.object(collect_env, "get_pretty_env_info", _environment):
         results = lm_eval.simple_evaluate(
             model,
             model_args={key: str(value) for key, value in model.arguments.items()},

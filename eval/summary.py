@@ -21,7 +21,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Point:
-    """score: the task's first metric, its error over seeds, or over samples where one seed has run.
+    """model: its name, or its path where several have that name. setting: what differs from other lines, as text.
+
+    score: the task's first metric, its error over seeds, or over samples where one seed has run.
 
     tokens_per_forward, tokens_per_second: with errors over seeds. acceptance: how many drafts had 0, 1, 2, ... of their
     tokens accepted. tokens, forwards, seconds, samples, cut_prompts: sums over seeds.
@@ -30,6 +32,7 @@ class Point:
     model: str
     decoder: str
     temperature: float
+    setting: str
     task: str
     metric: str
     seeds: int
@@ -46,13 +49,28 @@ class Point:
 
 def summarise(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Points in the order in which their first lines come."""
+    rows = list(rows)
+    paths, varied = {}, {}
+    for row in rows:
+        paths.setdefault(row["model"], set()).add(row["pretrained"])
+        for name, value in row["settings"].items():
+            varied.setdefault(name, set()).add(value)
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["model"], row["decoder"], row["temperature"], row["task"]), []).append(row)
+        model = row["pretrained"] if len(paths[row["model"]]) > 1 else row["model"]
+        different = [
+            f"default {name}" if value is None else f"{name} {value}"
+            for name, value in row["settings"].items()
+            if len(varied[name]) > 1
+        ]
+        place = model, row["decoder"], row["temperature"], ", ".join(different), row["task"]
+        groups.setdefault(place, []).append(row)
     return [_point(*place, group) for place, group in groups.items()]
 
 
-def _point(model: str, decoder: str, temperature: float, task: str, rows: list[Mapping[str, Any]]) -> Point:
+def _point(
+    model: str, decoder: str, temperature: float, setting: str, task: str, rows: list[Mapping[str, Any]]
+) -> Point:
     metric = next(name for name in rows[0]["scores"] if "_stderr," not in name)
     score = Figure.of([row["scores"][metric] for row in rows])
     if len(rows) == 1:
@@ -64,6 +82,7 @@ def _point(model: str, decoder: str, temperature: float, task: str, rows: list[M
         model,
         decoder,
         temperature,
+        setting,
         task,
         metric,
         len(rows),

@@ -1,6 +1,7 @@
 """Sweeps: models x decoders x temperatures x seeds x tasks, one line of JSON for each, resumable."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from decoding import decoder_from_spec
-from decoding.checks import check_choice, check_range
+from decoding.checks import check_range
 from eval.bench.results import conditions
-from eval.files import write_whole
-from eval.finished import Finished, request_key
+from eval.files import SoleWriter, write_whole
+from eval.finished import read_records, request_key
 from eval.model import SetflowLM, identify
 from eval.run import evaluate, sampling
 from eval.tasks import load_tasks
@@ -39,22 +40,27 @@ def vary(specs: Iterable[str], key: str, values: Sequence[str]) -> list[str]:
     >>> vary(["ntp", "sbd:block_size=8"], "entropy_bound", ["0", "0.1"])
     ['ntp', 'sbd:block_size=8,entropy_bound=0', 'sbd:block_size=8,entropy_bound=0.1']
 
-    Raises ValueError if no spec has the key.
+    Raises ValueError if there is nothing to vary: an unknown key, one that every spec sets already, a missing value.
     """
-    specs = list(specs)
-    varied, keys = [], set()
+    specs, keys, free = list(specs), {}, {}
+    if not all(values):
+        raise ValueError(f"vary must be KEY=VALUE,VALUE,..., got {key + '=' + ','.join(values)!r}")
     for spec in specs:
         decoder = decoder_from_spec(spec)
-        free = {
-            field.name for part in (decoder, getattr(decoder, "rule", decoder)) for field in dataclasses.fields(part)
-        }
-        free -= {"rule", *(part.partition("=")[0] for part in spec.partition(":")[2].split(","))}
-        keys |= free
-        if key in free:
-            varied += [f"{spec}{',' if ':' in spec else ':'}{key}={value}" for value in values]
-        else:
-            varied.append(spec)
-    check_choice(f"key to vary in {', '.join(specs)}", key, sorted(keys))
+        parts = decoder, getattr(decoder, "rule", decoder)
+        keys[spec] = {field.name for part in parts for field in dataclasses.fields(part)} - {"rule"}
+        free[spec] = keys[spec] - {part.partition("=")[0] for part in spec.partition(":")[2].split(",")}
+    if not any(key in names for names in free.values()):
+        known = sorted(set().union(*keys.values()))
+        if key in known:
+            raise ValueError(f"vary: {' and '.join(s for s in specs if key in keys[s])} sets {key} already")
+        near = difflib.get_close_matches(key, known, 1)
+        guess = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"vary: {key!r} is no key of {' or '.join(specs)}; {guess}")
+    varied = []
+    for spec in specs:
+        start = f"{spec}{',' if ':' in spec else ':'}{key}="
+        varied += [start + value for value in values] if key in free[spec] else [spec]
     return varied
 
 
@@ -92,27 +98,36 @@ class Settings:
 def run_sweep(cells: Sequence[Cell], settings: Settings, path: Path, command: str) -> Iterator[dict[str, Any]]:
     """Yield the line of every cell, in order; those that ``path`` holds already are not run again.
 
-    The file then has the lines of exactly these cells. Answers are kept in a folder ``finished`` beside it as they come,
-    so a sweep that was killed goes on in the middle of a cell, and a larger one takes over what a smaller one has
-    answered. A model is loaded when its first cell needs it. Raises ValueError for what a task lacks before any model
-    is loaded.
+    Lines of other cells and of other settings stay in the file; the line of a model that has been trained further takes
+    the place of the one before. Answers are kept in a folder ``finished`` beside the file as they come, so a sweep that was
+    killed goes on in the middle of a cell, and a larger one takes over what a smaller one has answered. A model is loaded
+    when its first cell needs it. Raises ValueError, before any model is loaded, for what a task lacks and while another run
+    writes the file.
     """
     load_tasks(sorted({cell.task for cell in cells}), settings.data, settings.confirm_run_unsafe_code)
-    done, rows = Finished(path), []
     model, loaded = None, None
-    for cell in cells:
-        key = request_key(dataclasses.astuple(cell), identify(cell.pretrained), _text_of(settings))
-        if key not in done:
-            if loaded != cell.pretrained:
-                model, loaded = _load(cell.pretrained, settings, path), cell.pretrained
-            done.add([{"key": key, **_measure(model, cell, settings), "command": command}])
-        rows.append(done[key])
-        yield done[key]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    with SoleWriter(path).writing():
+        rows = {row["key"]: row for row in read_records(path)}
+        for cell in cells:
+            key = request_key(dataclasses.astuple(cell), identify(cell.pretrained), _text_of(settings))
+            if key not in rows:
+                if loaded != cell.pretrained:
+                    model, loaded = _load(cell.pretrained, settings, path), cell.pretrained
+                row = {"key": key, **_measure(model, cell, settings), "command": command}
+                rows = {old["key"]: old for old in rows.values() if not _measures_the_same(old, row)} | {key: row}
+                write_whole(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
+            yield rows[key]
 
 
 def _text_of(settings: Settings) -> dict[str, str]:
     return {name: str(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _measures_the_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two lines are of one cell and one setting, so that no table could tell them apart."""
+    cell = all(old[field.name] == new[field.name] for field in dataclasses.fields(Cell))
+    both = old["settings"].keys() & new["settings"].keys()
+    return cell and all(old["settings"][name] == new["settings"][name] for name in both)
 
 
 def _load(pretrained: str, settings: Settings, path: Path) -> SetflowLM:
@@ -143,6 +158,14 @@ def _measure(model: SetflowLM, cell: Cell, settings: Settings) -> dict[str, Any]
         **dataclasses.asdict(cell),
         "scores": {name: value for name, value in scores.items() if "," in name and isinstance(value, float)},
         "decoding": evaluation.decoding["total"],
-        "settings": {"batch_size": model.batch_size, "limit": settings.limit, "max_gen_toks": settings.max_gen_toks},
+        "settings": {
+            "batch_size": model.batch_size,
+            "limit": settings.limit,
+            "max_gen_toks": settings.max_gen_toks,
+            "num_fewshot": settings.num_fewshot,
+            "data": settings.data and str(settings.data),
+            "dtype": settings.dtype,
+            "device": settings.device,
+        },
         "conditions": conditions(model.model),
     }

@@ -12,6 +12,7 @@ import typer
 
 import setflow
 from setflow.commands import bench, chat, corpus, eval, finetune, generate
+from setflow.commands.settings import typed
 
 app = typer.Typer(
     name="setflow",
@@ -51,12 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(command: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command that is started as ``program``: 0 when it ends, 2 for a user's mistake, 130 for Ctrl-C."""
-    with warnings.catch_warnings():
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with warnings.catch_warnings(), typed(program, arguments):
         for category in (DeprecationWarning, FutureWarning):  # about code, not about what the user asked for
             warnings.simplefilter("ignore", category)
         warnings.showwarning = _show_warning
         try:
-            command(args=None if arguments is None else list(arguments), prog_name=program)
+            command(args=arguments, prog_name=program)
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         except KeyboardInterrupt:

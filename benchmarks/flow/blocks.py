@@ -10,13 +10,14 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.command import OUT, Out, main, typed
+from benchmarks.command import OUT, Name, Out, Overwrite, main, results_in
 from benchmarks.figures import plot_curves
 from eval.bench.prompts import prompt_set
 from eval.bench.quality import measure_quality
-from eval.bench.results import Results, progress
+from eval.bench.results import progress
 from eval.files import write_whole
 from eval.tables import markdown_of
+from setflow.commands.settings import typed_command
 from setflow.loading import load_model
 
 # Samplers by what a token costs them; theta_trapezoidal takes two forwards a step.
@@ -39,16 +40,18 @@ def blocks(
     block_size: Annotated[int, typer.Option(min=2)] = 8,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON, PNG and MD files.")] = "flow-blocks",
+    name: Name = "flow-blocks",
+    overwrite: Overwrite = False,
 ) -> None:
     """Accuracy against tokens per forward of samplers inside blocks, next to the entropy bound and self-speculation."""
-    chosen, tokenizer = load_model(model, torch.float32)
     specs = block_specs(block_size)
-    torch.manual_seed(0)
     with (
-        Results(out / f"{name}.json", typed("flow.blocks"), chosen, count=count, batch_size=batch_size) as results,
+        results_in(out, name, overwrite) as results,
         progress(title="decoders", total=len(specs)) as advance,
     ):
+        chosen, tokenizer = load_model(model, torch.float32)
+        results.describe(chosen, count=count, batch_size=batch_size)
+        torch.manual_seed(0)
         for row in measure_quality(chosen, tokenizer, prompt_set("additions", tokenizer, count), specs, batch_size):
             row.pop("acceptance_histogram", None)
             results.take(row | {"curve": specs[row["decoder"]]})
@@ -56,7 +59,7 @@ def blocks(
     panels = {"exact_match": "worked additions, exact match"}
     plot_curves(results.rows, lambda row: row["curve"], "tokens_per_forward", panels, Path(f"{out / name}.png"))
     table = markdown_of(results.rows, ["decoder", "tokens_per_forward", "exact_match"])
-    write_whole(Path(f"{out / name}.md"), f"`{typed('flow.blocks')}`\n\n{table}\n")
+    write_whole(Path(f"{out / name}.md"), f"`{typed_command()}`\n\n{table}\n")
 
 
 def block_specs(block_size: int = 8) -> dict[str, str]:

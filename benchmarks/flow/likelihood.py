@@ -15,7 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.command import OUT, Judge, Out, main, typed
+from benchmarks.command import OUT, Judge, Name, Out, Overwrite, main, results_in
 from benchmarks.flow.judging import WARNING, judge_samples
 from dfm import FlowDecoder
 from dfm.draws import Draws
@@ -25,7 +25,7 @@ from dfm.paths.mixture import MixturePath
 from dfm.paths.schedulers import PowerScheduler
 from dfm.rates.conditional import ReversalVelocity
 from dfm.rates.losses import generalised_kl, rate_bound, stratified_times
-from eval.bench.results import Results, progress
+from eval.bench.results import progress
 from finetune.data import Source, load_documents
 from finetune.packing import PackedDataset
 from setflow.loading import load_model
@@ -42,15 +42,16 @@ def likelihood(
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     seed: int = 0,
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "flow-likelihood",
+    name: Name = "flow-likelihood",
+    overwrite: Overwrite = False,
 ) -> None:
     """Held-out ELBO perplexity; generative perplexity and unigram entropy of whole rows; MAUVE if it is installed."""
-    judging, tokenizer = load_model(judge, torch.float32)
-    held_out = PackedDataset(load_documents([Source(str(texts))], tokenizer), length)
-    data = torch.stack([held_out[i]["input_ids"] for i in range(min(rows, len(held_out)))])
-    given = torch.arange(length)[None].expand_as(data) == 0
-    settings = {"warning": WARNING, "texts": str(texts), "length": length, "seed": seed}
-    with Results(out / f"{name}.json", typed("flow.likelihood"), judging, **settings) as results:
+    with results_in(out, name, overwrite) as results:
+        judging, tokenizer = load_model(judge, torch.float32)
+        held_out = PackedDataset(load_documents([Source(str(texts))], tokenizer), length)
+        data = torch.stack([held_out[i]["input_ids"] for i in range(min(rows, len(held_out)))])
+        given = torch.arange(length)[None].expand_as(data) == 0
+        results.describe(judging, warning=WARNING, texts=str(texts), length=length, seed=seed)
         results.take({"model": "held-out text", **judge_samples(judging, data.tolist(), data.tolist())})
         for folder in model:
             chosen, _ = load_model(folder, torch.float32)

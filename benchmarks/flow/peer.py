@@ -15,14 +15,14 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.command import OUT, Out, main, typed
+from benchmarks.command import OUT, Name, Out, Overwrite, main, results_in
 from benchmarks.flow.euler import VERSION, Peer, fixed_network, make_source, run_ours, start_text
 from benchmarks.flow.peer_memory import compare_memory
 from dfm.paths.mixture import MixturePath
 from dfm.paths.schedulers import PowerScheduler
 from dfm.paths.sources import Source
-from eval.bench.results import Results, progress
-from eval.clock import clock
+from eval.bench.results import progress
+from eval.devices import clock
 
 
 def peer(
@@ -37,15 +37,17 @@ def peer(
     steps: Annotated[int, typer.Option(min=2)] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each, in turn; medians are reported.")] = 3,
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "flow-peer",
+    name: Name = "flow-peer",
+    overwrite: Overwrite = False,
 ) -> None:
     """The Euler sampler of flow_matching and ours on one posterior: the same law, our time and memory over theirs."""
     sizes = tuple(vocab_size or (32768, 131072))
     settings = {"rounds": rounds, "peer": f"flow_matching {VERSION}", "dtype": "float32"}
     with (
-        Results(out / f"{name}.json", typed("flow.peer"), None, **settings) as results,
+        results_in(out, name, overwrite) as results,
         progress(title="runs", total=4 * rounds * len(sizes)) as advance,
     ):
+        results.describe(**settings)
         for row in measure_peer(folder, sizes, batch_size, length, steps, rounds, advance):
             results.take(row)
 

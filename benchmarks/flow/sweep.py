@@ -13,16 +13,17 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.command import OUT, Judge, Out, main, typed
+from benchmarks.command import OUT, Judge, Name, Out, Overwrite, main, results_in
 from benchmarks.figures import plot_curves
 from benchmarks.flow.fit import excess_rows, masked_loss_curve
 from benchmarks.flow.judging import WARNING
 from benchmarks.flow.task import Task, complete, judge_completions, make_task, reference_rows
 from dfm import FlowDecoder
 from dfm.paths.fit import fit_schedule
-from eval.bench.results import Results, progress, tell
-from eval.files import write_whole
+from eval.bench.results import progress, tell
+from eval.files import in_folder, write_whole
 from eval.tables import markdown_of
+from setflow.commands.settings import typed_command
 from setflow.loading import load_model
 
 FITTED = "fitted"
@@ -60,44 +61,43 @@ def sweep(
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     seed: int = 0,
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON, PNG and MD files.")] = "flow-samplers",
+    name: Name = "flow-samplers",
+    overwrite: Overwrite = False,
 ) -> None:
     """Quality against forwards of each sampler, source and schedule, on additions; goes on where it was stopped."""
     folders = {source: folder for source, folder in (("mask", mask), ("uniform", uniform)) if folder is not None}
     if not folders:
         raise ValueError("give --mask FOLDER, --uniform FOLDER or both")
-    models = {source: load_model(folder, torch.float32)[0] for source, folder in folders.items()}
-    judging, tokenizer = load_model(judge, torch.float32)
-    task = make_task(tokenizer, count)
     settings = {"models": folders, "count": count, "temperature": temperature, "seed": seed, "judge": judge}
-    file, schedules, curve = out / f"{name}.json", [], None
-    measured = rows_of(file, settings)
-    if "mask" in models:
-        curve, score = (masked_loss_curve(models["mask"], tokenizer, held_out=held) for held in (False, True))
-        schedules = list(excess_rows(curve, score, (4, 8, 16, 32)))
-        for row in schedules:
-            tell(row)
-    points = [p for p in pending(CURVES, measured, tuple(models)) if p[3] <= most_steps]
-    with (
-        Results(file, typed("flow.sweep"), judging, measured, **settings, schedules=schedules) as results,
-        progress(title="points", total=len(points)) as advance,
-    ):
-        if curve is not None:
+    measured = rows_of(in_folder(out, name, "json"), settings)
+    with results_in(out, name, overwrite or bool(measured)) as results:
+        models = {source: load_model(folder, torch.float32)[0] for source, folder in folders.items()}
+        judging, tokenizer = load_model(judge, torch.float32)
+        task = make_task(tokenizer, count)
+        schedules, curve = [], None
+        if "mask" in models:
+            curve, score = (masked_loss_curve(models["mask"], tokenizer, held_out=held) for held in (False, True))
+            schedules = list(excess_rows(curve, score, (4, 8, 16, 32)))
+            for row in schedules:
+                tell(row)
             fit_schedule(curve, 16).save(out / f"{name}-schedule-16.json")
+        results.describe(judging, measured, **settings, schedules=schedules)
         if not any(row["source"] == "data" for row in measured):
             for row in list(reference_rows(judging, tokenizer, task, temperature, seed)):  # both or none
                 results.take(row)
-        for row in measure_sweep(models, judging, tokenizer, task, points, curve, temperature, seed):
-            results.take(row)
-            advance()
-    draw(results.rows, schedules, out / name, typed("flow.sweep"))
+        points = [p for p in pending(CURVES, measured, tuple(models)) if p[3] <= most_steps]
+        with progress(title="points", total=len(points)) as advance:
+            for row in measure_sweep(models, judging, tokenizer, task, points, curve, temperature, seed):
+                results.take(row)
+                advance()
+        draw(results.rows, schedules, out / name, typed_command())
     print(WARNING, file=sys.stderr)
 
 
 def rows_of(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of an earlier run with these settings, to be gone on with; none if there was no such run."""
     old = json.loads(file.read_text()) if file.is_file() else {"settings": {}}
-    return old["rows"] if {**old["settings"], "schedules": None} == {**settings, "schedules": None} else []
+    return old["rows"] if old["settings"] | {"schedules": None} == settings | {"schedules": None} else []
 
 
 def draw(rows: Sequence[dict[str, Any]], schedules: Sequence[dict[str, Any]], path: Path, command: str) -> None:

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.command import OUT, Out, main, typed
+from benchmarks.command import OUT, Name, Out, Overwrite, main, results_in
 from benchmarks.resample.exact import measure_exactness
 from benchmarks.resample.likelihood import measure_likelihood, next_token_losses
 from eval.bench.contenders import Contender
 from eval.bench.prompts import PromptSet
-from eval.bench.results import Results
 from finetune.data import read_texts
 from setflow.commands.bench import Decoders, Device, Dtype, Prompts, open_bench
 from setflow.commands.settings import parse_dtype
@@ -59,18 +58,19 @@ def resample(
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "resample",
+    name: Name = "resample",
+    overwrite: Overwrite = False,
 ) -> None:
     """What revising tokens is worth: held-out likelihood, quality of samples, and all families at equal forwards."""
-    loaded, tokenizer, prompt_sets = open_bench(model, dtype, device, prompts, count)
-    judge = None if control is None else load_model(control, parse_dtype(dtype))[0].to(device)
-    context = loaded.config.max_position_embeddings
+    with results_in(out, name, overwrite) as results:
+        loaded, tokenizer, prompt_sets = open_bench(model, dtype, device, prompts, count)
+        judge = None if control is None else load_model(control, parse_dtype(dtype))[0].to(device)
+        context = loaded.config.max_position_embeddings
+        results.describe(loaded, seeds=seeds, batch_size=batch_size, control=control)
 
-    def samples(chosen, specs, temperatures):
-        return measure_samples(loaded, tokenizer, chosen, specs, temperatures, seeds, batch_size, judge)
+        def samples(chosen, specs, temperatures):
+            return measure_samples(loaded, tokenizer, chosen, specs, temperatures, seeds, batch_size, judge)
 
-    settings = {"seeds": seeds, "batch_size": batch_size, "control": control}
-    with Results(out / f"{name}.json", typed("resample.samples"), loaded, **settings) as results:
         for path in texts or ():
             ids = [i[:context] for i in tokenizer(read_texts([path])[:documents])["input_ids"] if len(i) > 3]
             exactness = measure_exactness(loaded, ids, exact) if exact else {}

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.command import OUT, Out, main, typed
-from eval.bench.results import Results
+from benchmarks.command import OUT, Name, Out, Overwrite, main, results_in
 from eval.files import write_whole
 from eval.tables import markdown_table
 from finetune.recipe import Recipe, load_recipe
 from finetune.run import finetune
+from setflow.commands.settings import typed_command
 
 # The default of each option, and what takes its place, one at a time.
 DEFAULTS = {"all_mask_share": 0.5, "eta_scope": "block", "distill": 1.0, "rank": 32}
@@ -47,15 +47,16 @@ def ablation(
         "build/options"
     ),
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON and Markdown files.")] = "training-options",
+    name: Name = "training-options",
+    overwrite: Overwrite = False,
 ) -> None:
     """Train once for each option: all-mask share, scope of the masking rate, distillation, rank; equal steps."""
     chosen = load_recipe(recipe, [f"model={model}", f"data=[{data}]", f"output={work}", "training.disable_tqdm=true"])
     settings = {"recipe": recipe, "steps": steps, "kind": kind, "training": dict(chosen.training)}
-    command = typed("training.ablation")
-    with Results(out / f"{name}.json", command, None, **settings) as results:
+    with results_in(out, name, overwrite) as results:
+        results.describe(**settings)
         run_variants(chosen, steps, kind, results.take)
-    title = f"`{kind}`, {steps} steps of each run, decoder `{chosen.decoder}`; written by `{command}`."
+    title = f"`{kind}`, {steps} steps of each run, decoder `{chosen.decoder}`; written by `{typed_command()}`."
     write_whole(out / f"{name}.md", as_markdown(results.rows, title))
 
 

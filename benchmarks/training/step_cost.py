@@ -16,11 +16,11 @@ import typer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.command import OUT, Out, main, typed
+from benchmarks.command import OUT, Name, Out, Overwrite, main, results_in
 from decoding import NextTokenObjective
 from decoding.forward.adapter import GatedAdapter
-from eval.bench.results import Results, progress
-from eval.clock import clock
+from eval.bench.results import progress
+from eval.devices import clock
 from finetune.estimate import GPUS, Estimate
 from finetune.recipe import Recipe, fastest_attention
 from sbd import SetBlockObjective
@@ -39,19 +39,21 @@ def step_cost(
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "training",
+    name: Name = "training",
+    overwrite: Overwrite = False,
 ) -> None:
     """Cost of a set-block training step, all weights or a gated adapter, against a next-token step on the same batch."""
-    autocast = None if dtype == "fp32" else parse_dtype(dtype)
-    loaded = load_model(model, torch.float32)[0].to(device)
-    loaded.set_attn_implementation(fastest_attention(loaded.device, loaded.config))  # as recipes do
-    tokens = torch.randint(
-        loaded.config.vocab_size - 1, (batch_size, length), generator=torch.Generator().manual_seed(0)
-    )
-    batch = {"input_ids": tokens.to(device), "document_ids": torch.zeros_like(tokens).to(device)}
     settings = {"batch_size": batch_size, "length": length, "block_size": block_size, "rank": rank, "rounds": rounds}
     settings["seconds_of"] = "the process on one thread" if device == "cpu" else "the clock"
-    with Results(out / f"{name}.json", typed("training.step_cost"), loaded, **settings) as results:
+    autocast = None if dtype == "fp32" else parse_dtype(dtype)
+    with results_in(out, name, overwrite) as results:
+        loaded = load_model(model, torch.float32)[0].to(device)
+        loaded.set_attn_implementation(fastest_attention(loaded.device, loaded.config))  # as recipes do
+        results.describe(loaded, **settings)
+        tokens = torch.randint(
+            loaded.config.vocab_size - 1, (batch_size, length), generator=torch.Generator().manual_seed(0)
+        )
+        batch = {"input_ids": tokens.to(device), "document_ids": torch.zeros_like(tokens).to(device)}
         with progress(3 * (rounds + 1)) as advance:
             rows = measure_steps(list(contenders(loaded, block_size, rank)), batch, rounds, autocast, advance)
         for row in rows:

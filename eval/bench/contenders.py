@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from decoding import decoder_from_spec
-from eval.clock import clock
+from eval.devices import clock
 
 
 @dataclass

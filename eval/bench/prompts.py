@@ -44,7 +44,7 @@ def held_out_python(tokenizer, count: int, prompt_tokens: int = 48, max_new_toke
 
 
 def texts_of_a_file(tokenizer, path: Path, count: int, prompt_tokens: int = 16, max_new_tokens: int = 96) -> PromptSet:
-    """The first tokens of the ``text`` fields of a JSONL file."""
+    """The first tokens of the ``text`` fields of a JSONL file; ValueError for a line without one, or if all are short."""
     texts = []
     for number, record in read_jsonl("prompts", path):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
@@ -53,18 +53,24 @@ def texts_of_a_file(tokenizer, path: Path, count: int, prompt_tokens: int = 16, 
             )
         texts.append(record["text"])
     encoded = [tokenizer(text)["input_ids"] for text in texts]
-    return PromptSet(
-        path.stem, [ids[:prompt_tokens] for ids in encoded if len(ids) > prompt_tokens][:count], max_new_tokens
-    )
+    ids = [ids[:prompt_tokens] for ids in encoded if len(ids) > prompt_tokens][:count]
+    if not ids:
+        raise ValueError(f"prompts: no text in {str(path)!r} has more than {prompt_tokens} tokens, so none can go on")
+    return PromptSet(path.stem, ids, max_new_tokens)
 
 
 PROMPT_SETS = {"additions": worked_additions, "python": held_out_python}
 
 
+def check_prompts(name: str) -> None:
+    """Raise ValueError if ``name`` is neither a set of ours nor a file."""
+    if name not in PROMPT_SETS and not Path(name).is_file():
+        raise ValueError(f"prompts must be {', '.join(PROMPT_SETS)} or a JSONL file that exists, got {name!r}")
+
+
 def prompt_set(name: str, tokenizer, count: int) -> PromptSet:
     """The set called ``name``, or the texts of the JSONL file ``name``; ValueError if it is neither."""
+    check_prompts(name)
     if name in PROMPT_SETS:
         return PROMPT_SETS[name](tokenizer, count)
-    if Path(name).is_file():
-        return texts_of_a_file(tokenizer, Path(name), count)
-    raise ValueError(f"prompts must be {', '.join(PROMPT_SETS)} or a JSONL file, got {name!r}")
+    return texts_of_a_file(tokenizer, Path(name), count)

@@ -1,16 +1,18 @@
 """``setflow bench``: what a decoder is worth on your machine, printed as a table and written as one JSON file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from setflow.commands.settings import parse_dtype, typed_command
+from setflow.commands.settings import DTYPES, parse_dtype, typed_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from eval.bench.prompts import PromptSet
+    from eval.bench.results import Results
 
 app = typer.Typer(
     help="Measure decoders on held-out prompts: quality, speed, losslessness, memory.",
@@ -26,6 +28,8 @@ Device = Annotated[str, typer.Option("--device", help="Where to run: cpu or cuda
 Decoders = Annotated[list[str] | None, typer.Option("--decoder", help="A decoder spec; may be given several times.")]
 Prompts = Annotated[list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP)]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the JSON file.")]
+Name = Annotated[str, typer.Option("--name", help="Name of the file, without its ending.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another command has written there.")]
 OUT = Path("build/bench")
 
 # The second of the set-block lines has a bound that costs no accuracy on the additions.
@@ -53,18 +57,20 @@ def quality(
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "quality",
+    name: Name = "quality",
+    overwrite: Overwrite = False,
 ) -> None:
     """Exact match and tokens per forward of each decoder: the speed-quality curve."""
+    check_bench(model, dtype, device, decoder, prompts)
+    results = results_in(out, name, overwrite)
     import torch
 
     from eval.bench.quality import DEFAULT_SPECS, LOSSLESS_SPECS, measure_quality
-    from eval.bench.results import Results
 
-    loaded, tokenizer, prompt_sets = open_bench(model, dtype, device, prompts, count)
-    sampling = {"batch_size": batch_size, "temperature": temperature, "seed": seed}
     settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
-    with Results(out / f"{name}.json", typed_command(), loaded, **sampling) as results:
+    with results:
+        loaded, tokenizer, prompt_sets = open_bench(model, dtype, device, prompts, count)
+        results.describe(loaded, batch_size=batch_size, temperature=temperature, seed=seed)
         for prompt_set in prompt_sets:
             torch.manual_seed(seed)
             # Without answers to judge, only decoders that keep the text can be compared by tokens per forward.
@@ -87,22 +93,27 @@ def speed(
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "speed",
+    name: Name = "speed",
+    overwrite: Overwrite = False,
 ) -> None:
     """Tokens per second at batch 1, as a ratio to model.generate (KV cache, greedy) in the same run."""
+    check_bench(model, dtype, device, decoder, prompts)
+    results = results_in(out, name, overwrite)
     from eval.bench.contenders import Contender
-    from eval.bench.results import Results, progress
+    from eval.bench.results import progress
     from eval.bench.speed import measure_speed
     from setflow.loading import load_model
 
-    loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count)
-    contenders = [Contender(loaded, "generate", "model.generate")]
-    contenders += [Contender(loaded, spec) for spec in decoder or SPEED_SPECS]
-    contenders.append(Contender(loaded, "generate", "transformers prompt lookup", prompt_lookup_num_tokens=10))
-    if assistant is not None:
-        helper = load_model(assistant, loaded.dtype)[0].to(device)
-        contenders.append(Contender(loaded, "generate", "transformers assisted generation", assistant_model=helper))
-    with Results(out / f"{name}.json", typed_command(), loaded, batch_size=1, rounds=rounds) as results:
+    with results:
+        loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count)
+        contenders = [Contender(loaded, "generate", "model.generate")]
+        contenders += [Contender(loaded, spec) for spec in decoder or SPEED_SPECS]
+        contenders.append(Contender(loaded, "generate", "transformers prompt lookup", prompt_lookup_num_tokens=10))
+        if assistant is not None:
+            helper = load_model(assistant, loaded.dtype)[0].to(device)
+            named = "transformers assisted generation"
+            contenders.append(Contender(loaded, "generate", named, assistant_model=helper))
+        results.describe(loaded, batch_size=1, rounds=rounds)
         for prompt_set in prompt_sets:
             with progress(rounds * len(prompt_set.ids)) as advance:
                 measured = measure_speed(contenders, prompt_set, rounds, advance)
@@ -122,14 +133,17 @@ def lossless(
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "lossless",
+    name: Name = "lossless",
+    overwrite: Overwrite = False,
 ) -> None:
     """Count the prompts on which self-speculation differs from model.generate(do_sample=False)."""
+    check_bench(model, dtype, device, decoder, prompts)
+    results = results_in(out, name, overwrite)
     from eval.bench.lossless import measure_losslessness
-    from eval.bench.results import Results
 
-    loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count)
-    with Results(out / f"{name}.json", typed_command(), loaded) as results:
+    with results:
+        loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count)
+        results.describe(loaded)
         for prompt_set in prompt_sets:
             for row in measure_losslessness(loaded, prompt_set, decoder or LOSSLESS_SPECS, batch_size or (1, 8)):
                 results.take(row)
@@ -141,20 +155,52 @@ def memory(
     new_tokens: Annotated[int, typer.Option(min=1)] = 2048,
     device: Device = "cpu",
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "memory",
+    name: Name = "memory",
+    overwrite: Overwrite = False,
 ) -> None:
     """Peak memory of one long generation relative to model.generate, on a model of random weights."""
+    check_bench(None, "fp32", device, decoder, None)
+    results = results_in(out, name, overwrite)
     from eval.bench.memory import SHAPE, measure_memory
-    from eval.bench.results import Results
 
     specs = tuple(decoder or ("ntp", "sbd:block_size=16,entropy_bound=0.1", "sbd-lossless:look_ahead=all"))
-    with Results(out / f"{name}.json", typed_command(), None, shape=SHAPE, device=device) as results:
+    with results:
+        results.describe(shape=SHAPE, device=device)
         for row in measure_memory(specs, new_tokens, device):
             results.take(row)
 
 
+def results_in(folder: Path, name: str, overwrite: bool) -> "Results":
+    """Results of this command in ``folder``; raises ValueError if they may not be written there."""
+    from eval.bench.results import Results
+    from eval.files import in_folder
+
+    return Results(in_folder(folder, name, "json"), typed_command(), overwrite)
+
+
+def check_bench(
+    model: str | None, dtype: str, device: str, decoder: Sequence[str] | None, prompts: Sequence[str] | None
+) -> None:
+    """Raise ValueError for what is wrong with these options, as far as that shows before a model is loaded."""
+    from decoding.checks import check_choice
+    from decoding.spec import check_spec
+    from eval.bench.prompts import check_prompts
+    from setflow.loading import find_source
+
+    find_source(model)
+    check_choice("dtype", dtype, DTYPES)
+    for spec in decoder or ():
+        check_spec(spec)
+    for name in prompts or ():
+        check_prompts(name)
+    if device != "cpu":
+        from eval.devices import check_device
+
+        check_device(device)
+
+
 def open_bench(
-    model: str | None, dtype: str, device: str, prompts: list[str] | None, count: int
+    model: str | None, dtype: str, device: str, prompts: Sequence[str] | None, count: int
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[PromptSet]]":
     """What a benchmark runs: a model, its tokenizer and its prompts."""
     from eval.bench.prompts import PROMPT_SETS, prompt_set

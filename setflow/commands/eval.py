@@ -151,10 +151,12 @@ def sweep(
     """
     _need_lm_eval()
     need_extra("eval", ("matplotlib",))
+    from eval.files import in_folder
     from eval.report import write_report
     from eval.sweep import Settings, make_cells, run_sweep
     from eval.sweep import vary as vary_key
 
+    file = in_folder(out, name, "jsonl")
     specs = list(decoder or SWEPT)
     for text in vary or ():
         key, equals, values = text.partition("=")
@@ -170,9 +172,7 @@ def sweep(
     settings = Settings(
         data, _whole(limit), num_fewshot, max_gen_toks, batch_size, weights, device, confirm_run_unsafe_code
     )
-    out.mkdir(parents=True, exist_ok=True)
-    command = typed_command()
-    for number, row in enumerate(run_sweep(cells, settings, out / f"{name}.jsonl", command), 1):
+    for number, row in enumerate(run_sweep(cells, settings, file, typed_command()), 1):
         costs, scores = row["decoding"], row["scores"]
         note(
             f"[{number}/{len(cells)}] {row['model']}, {row['decoder']}, temperature {row['temperature']:g}, "
@@ -186,10 +186,10 @@ def sweep(
 def report(folder: Annotated[Path, typer.Argument(help="Folder of sweeps.")] = Path("build/report")) -> None:
     """Write report.md and its figures anew from the sweeps and traces in a folder."""
     need_extra("eval", ("matplotlib",))
-    from eval.report import write_report
+    from eval.report import find_sweeps, write_report
 
-    if not list(folder.glob("*.jsonl")):
-        raise ValueError(f"folder {str(folder)!r} has no sweep, that is no *.jsonl file")
+    if not find_sweeps(folder):
+        raise ValueError(f"folder {str(folder)!r} has no sweep, that is no *.jsonl file of one")
     print(write_report(folder))
 
 
@@ -210,6 +210,8 @@ def trace(
     from setflow.text import split_text
     from setflow.trace import trace_lines, trace_svg
 
+    if out is not None and out.suffix.lower() != ".svg":
+        raise ValueError(f"out must be a file that ends in .svg, got {str(out)!r}: the picture is SVG")
     prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()

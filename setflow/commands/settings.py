@@ -4,8 +4,9 @@ import importlib.util
 import secrets
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from decoding import Decoder
     from setflow.run import Settings
 
+_typed: ContextVar[str] = ContextVar("typed")  # the command that runs
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 Prompt = Annotated[str, typer.Argument(help='The text to continue; "-" reads standard input.')]
@@ -139,9 +141,19 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def typed_command(program: str = "setflow") -> str:
+def typed_command() -> str:
     """What the user typed, for files that say how they were made."""
-    return f"{program} {shlex.join(sys.argv[1:])}".rstrip()
+    return _typed.get()
+
+
+@contextmanager
+def typed(program: str, arguments: Sequence[str]) -> Iterator[None]:
+    """The command that runs meanwhile."""
+    token = _typed.set(f"{program} {shlex.join(arguments)}".rstrip())
+    try:
+        yield
+    finally:
+        _typed.reset(token)
 
 
 def need_extra(extra: str, modules: Sequence[str]) -> None:

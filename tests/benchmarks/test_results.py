@@ -25,7 +25,11 @@ MOVED = {
     "setflow bench training": "python -m benchmarks.training.step_cost",
     "setflow bench options": "python -m benchmarks.training.ablation",
 }
-PLACES = ("--out", "--folder")  # where to write, and where another project was installed: not what was measured
+PLACES = (
+    "--out",
+    "--overwrite",
+    "--folder",
+)  # where to write, and where another project was installed: not what was measured
 
 
 def parts(command: list[str]) -> tuple[str, list[tuple[str, str]]]:

@@ -38,7 +38,7 @@ def requests(until=("zz",), max_gen_toks=12, prompts=PROMPTS, **settings) -> lis
 @pytest.fixture
 def make(model, tokenizer):
     def build(decoder="ntp", **kwargs) -> SetflowLM:
-        return SetflowLM(pretrained=model, tokenizer=tokenizer, decoder=decoder, device="cpu", **kwargs)
+        return SetflowLM(pretrained=model, tokenizer=tokenizer, decoder=decoder, **{"device": "cpu"} | kwargs)
 
     return build
 
@@ -124,6 +124,54 @@ def test_a_killed_run_goes_on(make, tmp_path, monkeypatch):
     assert [[s["tokens"], s["forwards"]] for s in again.samples] == costs
 
 
+def half_a_line(lines: list[bytes]) -> bytes:
+    return b"".join(lines[:-1]) + lines[-1][:30]
+
+
+DAMAGE = {
+    "the last line cut": half_a_line,
+    "a line of the last batch missing": lambda lines: b"".join(lines[:-1]),
+    "two lines of a batch missing": lambda lines: b"".join(lines[:-2]),
+    "no end of the last line": lambda lines: b"".join(lines)[:-1],
+    "the last block never written": lambda lines: half_a_line(lines) + bytes(200),
+    "the last block overwritten": lambda lines: half_a_line(lines) + b"\xff\xfe\x00{[\n",
+    "a line in the middle lost": lambda lines: b"".join([*lines[:1], lines[1][5:], *lines[2:]]),
+    "another record": lambda lines: b"".join([b'["key"]\n', b'{"key": []}\n', *lines[:2]]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_sampled_is_the_same_after_any_damage_to_the_file(make, tmp_path, damage):
+    """A text follows from its batch, so half of a batch is no use."""
+    sampled = requests(do_sample=True, temperature=1.0)
+    path = tmp_path / "finished.jsonl"
+    texts = make("ntp", batch_size=3, finished=path).generate_until(sampled, disable_tqdm=True)
+    path.write_bytes(DAMAGE[damage](path.read_bytes().splitlines(keepends=True)))
+    again = make("ntp", batch_size=3, finished=path)
+    assert again.generate_until(sampled, disable_tqdm=True) == texts
+    assert make("ntp", batch_size=3, finished=path).generate_until(sampled, disable_tqdm=True) == texts
+
+
+def test_two_runs_on_one_file(make, tmp_path, monkeypatch):
+    """The second is refused with one sentence, at whatever moment it comes; the first is not disturbed."""
+    path = tmp_path / "finished.jsonl"
+    first, second = make("ntp", finished=path), make("ntp", finished=path)
+    generate, refused = first._model_generate, []
+
+    def meanwhile(*arguments, **settings):
+        for other in (lambda: make("ntp", finished=path), lambda: second.generate_until(requests(), disable_tqdm=True)):
+            with pytest.raises(ValueError, match="another run is writing .*finished.jsonl"):
+                other()
+            refused.append(1)
+        return generate(*arguments, **settings)
+
+    monkeypatch.setattr(first, "_model_generate", meanwhile)
+    texts = first.generate_until(requests(), disable_tqdm=True)
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(PROMPTS) and len(refused) == 2 * len(PROMPTS)
+    assert second.generate_until(requests(), disable_tqdm=True) == texts and path.read_text().splitlines() == lines
+
+
 def test_finished_requests_belong_to_a_decoder_and_to_settings(make, tmp_path, monkeypatch):
     path = tmp_path / "finished.jsonl"
     make("ntp", finished=path).generate_until(requests(prompts=PROMPTS[:2]), disable_tqdm=True)
@@ -164,7 +212,10 @@ def test_semicolons_stand_for_commas_in_lm_evals_argument_string(shared_model, t
     assert len(ours.generate_until(requests(), disable_tqdm=True)) == len(PROMPTS)
 
 
-@pytest.mark.parametrize("field, value", [("batch_size", "much"), ("batch_size", 0), ("decoder", "sbdd")])
+@pytest.mark.parametrize(
+    "field, value",
+    [("batch_size", "much"), ("batch_size", 0), ("decoder", "sbdd"), ("device", "gpu"), ("device", "meta")],
+)
 def test_impossible_arguments_are_refused(make, field, value):
     with pytest.raises(ValueError, match=value if field == "decoder" else field):
         make(**{field: value})

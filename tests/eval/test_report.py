@@ -99,6 +99,28 @@ def test_seeds_are_averaged(tmp_path):
     assert "| m | `ntp` | 0.5 | 50.0 ± 20.0 (1.00x) | 1.00x |" in text and "| 0.5 | 2 | 20 | 2,400 |" in text
 
 
+def test_lines_of_different_settings_are_told_apart(tmp_path):
+    """Neither averaged as if they were seeds nor shown under one name."""
+    rows = [line("m", "ntp", "additions", score, 1.0) for score in (0.2, 0.8)]
+    rows[1] = line("m", "ntp", "additions", 0.8, 1.0, settings=rows[0]["settings"] | {"limit": 20, "data": "folder"})
+    elsewhere = line("m", "ntp", "additions", 0.6, 1.0, pretrained="old/m")
+    write(tmp_path, "sweep", *rows, elsewhere | {"key": "another"})
+    text = write_report(tmp_path).read_text()
+    assert "| build/m | `ntp`, limit 10 | 0 | 20.0 ± 2.0 (1.00x) | 1.00x |" in text
+    assert "| build/m | `ntp`, limit 20 | 0 | 80.0 ± 2.0 (1.00x) | 1.00x |" in text
+    assert "| old/m | `ntp`, limit 10 | 0 | 60.0 ± 2.0 (1.00x) | 1.00x |" in text
+    assert text.count("| additions | ") == 3 and "limit 20" in (tmp_path / "sweep-speed-quality.svg").read_text()
+
+
+def test_half_a_line_and_other_files_do_not_spoil_a_report(tmp_path):
+    write(tmp_path, "sweep", line("m", "ntp", "additions", 0.5, 1.0))
+    whole = write_report(tmp_path).read_text()
+    with (tmp_path / "sweep.jsonl").open("a") as file:
+        file.write('{"key": "x", "model": "m", "deco')
+    (tmp_path / "finished.jsonl").write_text('{"key": "a", "text": "answers of setflow eval --out"}\n')
+    assert write_report(tmp_path).read_text() == whole
+
+
 def test_cut_prompts_are_told(tmp_path):
     row = line("m", "ntp", "humaneval", 0.0, 1.0)
     row["decoding"]["cut_prompts"] = 7

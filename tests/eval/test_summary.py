@@ -13,6 +13,8 @@ def line(decoder="ntp", seed=0, task="additions", score=0.5, temperature=0.0, ac
         decoding["acceptance_lengths"] = acceptance
     return {
         "model": "m",
+        "pretrained": "build/m",
+        "settings": {},
         "decoder": decoder,
         "temperature": temperature,
         "seed": seed,

@@ -59,9 +59,8 @@ def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sweep, "SetflowLM", None)  # no model is loaded
         assert run(cells, tmp_path / "sweep.jsonl") == first
-        # Another order or fewer cells: the file is that of the last command.
         assert run(cells[1:], tmp_path / "sweep.jsonl") == first[1:]
-    assert (tmp_path / "sweep.jsonl").read_text().count("\n") == 1
+    assert (tmp_path / "sweep.jsonl").read_text().count("\n") == 2, "fewer cells take nothing away"
     before = answers(tmp_path / "sweep.jsonl")
     larger = run(cells[1:], tmp_path / "sweep.jsonl", replace(SETTINGS, limit=4))
     assert larger[0]["decoding"]["samples"] == 4
@@ -117,6 +116,58 @@ def test_keys_are_varied_where_a_decoder_has_them():
     ]
     blocks = vary(specs, "block_size", ["4", "8"])
     assert len(blocks) == 1 + 2 + 2 + 2 + 1 and "sbd:top_k=2,block_size=4" in blocks
+
+
+@pytest.mark.parametrize(
+    "specs, key, values, sentence",
+    [
+        (["ntp", "sbd"], "entropy_bund", ["0.1"], "did you mean 'entropy_bound'?"),
+        (["ntp", "sbd"], "entropy_bund", [""], "vary must be KEY=VALUE,VALUE,..., got 'entropy_bund='"),
+        (["sbd"], "entropy_bound", ["0.1", ""], "vary must be KEY=VALUE,VALUE,..., got 'entropy_bound=0.1,'"),
+        (["ntp"], "entropy_bound", ["0.1"], "'entropy_bound' is no key of ntp; it has none"),
+        (["sbd-lossless"], "colour", ["red"], "its keys are .*block_size.*look_ahead"),
+        (["sbd:entropy_bound=0.5", "ntp"], "entropy_bound", ["1"], "sbd:entropy_bound=0.5 sets entropy_bound already"),
+    ],
+)
+def test_what_cannot_be_varied_is_said(specs, key, values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        vary(specs, key, values)
+
+
+def test_no_line_is_lost(folder, tmp_path, monkeypatch):
+    """Other settings, other decoders, other tasks: each command adds its lines and keeps those of the others."""
+    path = tmp_path / "sweep.jsonl"
+
+    def cells(spec="ntp", task="additions", **names):
+        return make_cells({"tiny": (folder, [spec])}, [task], **names)
+
+    runs = [(cells(), replace(SETTINGS, limit=4))]
+    runs += [(cells(), replace(SETTINGS, **change)) for change in ({"limit": 3}, {"limit": 2}, {"max_gen_toks": 8})]
+    runs += [(cells(), replace(SETTINGS, batch_size=1)), (cells("sbd:block_size=4"), SETTINGS)]
+    runs += [(cells(task="next_statement"), SETTINGS), (cells(temperatures=[1.0], seeds=[5]), SETTINGS)]
+    rows = [row for arguments in runs for row in run(arguments[0], path, arguments[1])]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows and len(rows) == len(runs)
+    monkeypatch.setattr(sweep, "SetflowLM", None)  # no model is loaded
+    assert [row for arguments in runs for row in run(arguments[0], path, arguments[1])] == rows
+
+
+def test_a_model_trained_further_takes_its_line(shared_model, tokenizer, tmp_path):
+    path = tmp_path / "sweep.jsonl"
+    tokenizer.save_pretrained(tmp_path / "model")
+    for seed in (0, 1):
+        shared_model("llama", seed=seed).save_pretrained(tmp_path / "model")
+        rows = run(make_cells({"m": (str(tmp_path / "model"), ["ntp"])}, ["additions"]), path)
+        assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+
+
+def test_two_sweeps_on_one_file(folder, tmp_path):
+    """The second is refused before it loads a model; the lines of the first are all there."""
+    path, cells = tmp_path / "sweep.jsonl", make_cells({"tiny": (folder, SPECS)}, ["additions"])
+    first = run_sweep(cells, SETTINGS, path, "command")
+    next(first)
+    with pytest.raises(ValueError, match="another run is writing .*sweep.jsonl"):
+        run(make_cells({"m": ("no/model", ["ntp"])}, ["additions"]), path)
+    assert len(list(first)) == 1 and len(path.read_text().splitlines()) == 2
 
 
 def test_impossible_sweeps_are_refused_before_a_model_is_loaded(tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,29 @@ def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_graph() -> dict[str, set[str]]:
+    """The modules that each of ours imports, at its top, inside functions and for type checkers alike."""
+    names = {module_name(path): path for package in FLOORS for path in sources(package)}
+    graph = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name} imports by dots; name the package"
+                for alias in node.names:  # a module, or what a module holds
+                    inner = f"{node.module}.{alias.name}"
+                    found.add(inner if inner in names else node.module)
+        graph[name] = (found & names.keys()) - {name}
+    return graph
+
+
 @pytest.mark.parametrize("package", FLOORS)
 def test_a_package_imports_only_from_floors_below(package):
     for path in sources(package):
@@ -44,6 +68,14 @@ def test_evaluation_knows_no_method():
     """Decoders come by their specs."""
     for path in sources("eval"):
         assert not imported(path) & METHODS, path.relative_to(ROOT)
+
+
+def test_no_module_comes_back_to_itself():
+    """No circles, not even hidden in functions: whoever reads a module needs to know only what lies below it."""
+    try:
+        TopologicalSorter(module_graph()).prepare()
+    except CycleError as error:
+        pytest.fail("a circle of imports: " + " -> ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("package", CHECKOUT)
