@@ -66,6 +66,8 @@ class Recipe:
         "sdpa_tiles", the default on a CPU.
     compile: compile the trunk (torch.compile), which pays on runs of more than a few minutes.
     save_dtype: "bfloat16" or "float32", of the saved weights.
+    accept_changed_files: go on although data, or the model or tokenizer that the run started from, are no longer what they
+        were when it started.
     training: keyword arguments of transformers' TrainingArguments.
     """
 
@@ -86,6 +88,7 @@ class Recipe:
     attention: str | None = None
     compile: bool = False
     save_dtype: str = "bfloat16"
+    accept_changed_files: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
