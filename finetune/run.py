@@ -98,6 +98,8 @@ def finetune(recipe: Recipe) -> dict:
         "measured": trainer.measured() if recipe.measure else {},
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
+    if arguments.load_best_model_at_end:
+        report["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
     if progress.changed_files:
         report["changed_files"] = progress.changed_files
     objective.record(model)
