@@ -33,7 +33,7 @@ tokens each. Tokens per forward count neither the prefill nor anything after the
 WHAT = {
     "full": "All weights were trained, so its next-token text is not that of the model it started from.",
     "lora": "LoRA on all rows: its next-token text is not that of the model it started from.",
-    "gated": "A row-gated adapter: next-token text of the base model is unchanged bit for bit, and mask rows draft it.",
+    "gated": "A row-gated adapter: it acts on mask rows only, which draft the next-token text of the base model.",
 }
 USE = """```python
 from decoding import decoder_from_spec, load_model
@@ -66,7 +66,7 @@ def write_card(recipe, tags: Sequence[str], report: dict, folder: Path) -> None:
             tags=", ".join(["setflow", *tags]),
             base=f"\nbase_model: {recipe.model}" if recipe.model and "/" in recipe.model else "",
             title=Path(recipe.output).name,
-            what=WHAT[kind],
+            what=" ".join([WHAT[kind], *_compared(kind, report), *_changed(report)]),
             use=USE.format(saved=saved, spec=recipe.decoder or "ntp"),
             losses="\n".join(losses) if len(losses) > 2 else "No held-out text was given.",
             table="\n".join(table) if len(table) > 2 else "Tokens per forward were not measured.",
@@ -85,6 +85,23 @@ def write_card(recipe, tags: Sequence[str], report: dict, folder: Path) -> None:
             command=report["command"],
         )
     )
+
+
+def _compared(kind: str, report: dict) -> list[str]:
+    """For an adapter that leaves the next-token loss alone: whether it did, where that was measured."""
+    before, after = report.get("held_out_before"), report["held_out_next_token_loss_nats"]
+    if kind != "gated" or not before or before.keys() != after.keys():
+        return []
+    if before == after:
+        return ["Measured on held-out text, its next-token loss is that of the base model to the last digit shown."]
+    return ["Its next-token loss differs from that of the base model, which should not be: see the table."]
+
+
+def _changed(report: dict) -> list[str]:
+    return [
+        f"From {step} on these files were not what they were before: {', '.join(names)}."
+        for step, names in report.get("changed_files", {}).items()
+    ]
 
 
 def _shown(value: float | None, digits: int) -> str:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import difflib
-import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +10,13 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.utils import parse_flag_from_env
 from transformers import PretrainedConfig, TrainingArguments
-from transformers.utils import is_torch_xla_available
 
 from decoding import decoder_from_spec
 from decoding.checks import check_choice, check_count, check_range
 from decoding.forward import tiles
 from decoding.training.new_mask_token import MASK_INITS
+from finetune.arguments import check_arguments, training_arguments
 from finetune.measure import Measure
 from finetune.objectives import check_objective
 from finetune.sources import Source
@@ -66,6 +63,8 @@ class Recipe:
         "sdpa_tiles", the default on a CPU.
     compile: compile the trunk (torch.compile), which pays on runs of more than a few minutes.
     save_dtype: "bfloat16" or "float32", of the saved weights.
+    accept_changed_files: go on although data, or the model or tokenizer that the run started from, are no longer what they
+        were when it started.
     training: keyword arguments of transformers' TrainingArguments.
     """
 
@@ -86,6 +85,7 @@ class Recipe:
     attention: str | None = None
     compile: bool = False
     save_dtype: str = "bfloat16"
+    accept_changed_files: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -102,24 +102,17 @@ class Recipe:
             raise ValueError("tokenizer is needed with new_model: a folder or hub name")
         if self.decoder is not None:
             decoder_from_spec(self.decoder)
-        known = [f.name for f in dataclasses.fields(TrainingArguments)]
-        for name in self.training:
-            _check_known(f"training.{name}", name, known)
         if isinstance(self.held_out, float | int):
             check_range("held_out", self.held_out, 0, 1, include_low=False, include_high=False)
         for key in ("sources", "held_out_sources", "tuned", "measured"):
             getattr(self, key)  # raises for what makes no sense
         if self.tuned.kind == "gated" and self.compile:
             raise ValueError("compile cannot be combined with tuning.kind gated")
-        if self.tuned.kind == "gated" and self.training.get("gradient_checkpointing"):
-            raise ValueError(
-                "training.gradient_checkpointing cannot be combined with tuning.kind gated, whose clean rows keep no "
-                "activations anyway; lower per_device_train_batch_size or sequence_length instead"
-            )
-        if self.streaming and not self.training.get("max_steps", 0) > 0:
-            raise ValueError("streaming needs training.max_steps, since a stream has no length")
         if self.streaming and isinstance(self.held_out, float):
             raise ValueError("held_out must name sources with streaming: true, a share of a stream is not known")
+        if self.measure and not self.held_out_names:
+            raise ValueError("measure needs held_out, on which it measures")
+        check_arguments(self)
 
     @property
     def sources(self) -> list[Source]:
@@ -128,6 +121,13 @@ class Recipe:
     @property
     def held_out_sources(self) -> list[Source]:
         return _sources("held_out", self.held_out) if self.held_out and not isinstance(self.held_out, float) else []
+
+    @property
+    def held_out_names(self) -> list[str]:
+        """Under which losses are reported."""
+        if isinstance(self.held_out, float):
+            return ["held_out"]
+        return [Path(source.path).stem.replace("-", "_") for source in self.held_out_sources]
 
     @property
     def tuned(self) -> Tuning:
@@ -148,23 +148,8 @@ class Recipe:
         return fastest_attention(device, config)
 
     def training_arguments(self) -> TrainingArguments:
-        """What the Trainer gets. On a CPU without bf16 instructions a run in bf16 becomes one in float32, which is said.
-
-        Raises ValueError for what transformers refuses.
-        """
-        settings = {"report_to": "none", **self.training}
-        on_cpu = _runs_on_cpu(settings)
-        if on_cpu:
-            settings["use_cpu"] = True  # else transformers takes bf16 for a GPU's and refuses it
-        arguments = TrainingArguments(output_dir=self.output, remove_unused_columns=False, **settings)
-        in_bf16 = arguments.mixed_precision == "bf16" or arguments.bf16_full_eval  # by the recipe or by the launcher
-        if on_cpu and in_bf16 and not _cpu_has_bf16():
-            # Autocast would convert back and forth: 30 times slower than float32 on one CPU.
-            if os.environ.get("RANK", "0") == "0":
-                print("bf16: this CPU has no bf16 instructions, so the run computes in float32", file=sys.stderr)
-            arguments.bf16 = arguments.bf16_full_eval = False
-            arguments.mixed_precision = "no"
-        return arguments
+        """What the Trainer gets; see :func:`finetune.arguments.training_arguments`."""
+        return training_arguments(self)
 
 
 def fastest_attention(device: torch.device, config: PretrainedConfig) -> str:
@@ -222,15 +207,6 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         return Recipe(**values)
     except TypeError as error:  # a required key is missing
         raise ValueError(f"recipe {str(path)!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
-
-
-def _runs_on_cpu(settings: Mapping[str, Any]) -> bool:
-    told = settings.get("use_cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return told or not (torch.accelerator.is_available() or is_torch_xla_available())
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _sources(key: str, values) -> list[Source]:

@@ -18,12 +18,14 @@ from decoding.loading import load_tokenizer, load_weights
 from decoding.source import check_source
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
+from finetune.checkpoints import read_json, write_json
 from finetune.data import load_documents, stream_documents
 from finetune.interrupts import SaveOnInterrupt, full_disk_named
 from finetune.objectives import build_objective
 from finetune.packing import PackedDataset, StreamedRows
+from finetune.processes import on_first_process
 from finetune.recipe import Recipe
-from finetune.resume import check_same_run, keep_recipe, last_checkpoint
+from finetune.resume import Progress, find_progress, finish
 from finetune.trainer import ObjectiveTrainer
 from finetune.tuning import merge_adapter
 
@@ -31,7 +33,9 @@ BEFORE_FILE = "before.json"
 
 
 def finetune(recipe: Recipe) -> dict:
-    """Train as ``recipe`` says, continuing from the last checkpoint in its output folder if there is one.
+    """Train as ``recipe`` says, continuing from the last whole checkpoint in its output folder if there is one.
+
+    A run that is finished is left as it is.
 
     Saves the model or its adapter, the tokenizer, ``training.json`` with the losses and a model card, and returns what
     that file holds. Raises ValueError for what the user can mend, and KeyboardInterrupt after Ctrl-C, when a checkpoint
@@ -41,10 +45,10 @@ def finetune(recipe: Recipe) -> dict:
         if source is not None:
             check_source(source, named=f"{key}: the folder {source!r}", made_in=recipe.output)
     folder = Path(recipe.output)
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is not None:
-        check_same_run(recipe, folder)
     arguments = recipe.training_arguments()
+    progress = on_first_process(lambda: find_progress(recipe, arguments.max_steps))
+    if progress.report is not None:
+        return progress.report
     transformers.set_seed(arguments.seed)
     tokenizer = load_tokenizer(recipe.tokenizer or recipe.model, field="tokenizer" if recipe.tokenizer else "model")
     train, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
@@ -72,11 +76,11 @@ def finetune(recipe: Recipe) -> dict:
     interrupt = SaveOnInterrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
     with full_disk_named(recipe.output), interrupt.listening():
-        if checkpoint is None and trainer.is_world_process_zero():
-            keep_recipe(recipe, folder)
-        before = _before(trainer, held_out, folder, checkpoint) if recipe.measure else {}
+        if trainer.is_world_process_zero():
+            progress.keep(recipe)
+        before = _before(trainer, held_out, recipe, progress) if recipe.measure else {}
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=progress.checkpoint)
     minutes = (time.perf_counter() - started) / 60
     tokens_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     report = {
@@ -94,6 +98,10 @@ def finetune(recipe: Recipe) -> dict:
         "measured": trainer.measured() if recipe.measure else {},
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
+    if arguments.load_best_model_at_end:
+        report["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
+    if progress.changed_files:
+        report["changed_files"] = progress.changed_files
     objective.record(model)
     if recipe.decoder is not None:
         model.generation_config.decoder = recipe.decoder
@@ -104,9 +112,9 @@ def finetune(recipe: Recipe) -> dict:
         with full_disk_named(recipe.output):
             tokenizer.save_pretrained(folder)  # before the model, since merging an adapter copies it
             _save(recipe, objective, model, weights, folder)
-            (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
             if recipe.measure:
                 write_card(recipe, objective.tags, report, folder)
+            finish(folder, report)
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -128,16 +136,20 @@ def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[Dataset, dict[str, 
     return PackedDataset(documents, length), held_out
 
 
-def _before(trainer: ObjectiveTrainer, held_out: dict, folder: Path, checkpoint: str | None) -> dict:
-    """The same figures of the model that training starts from; kept in a file for a run that is resumed."""
-    path = folder / BEFORE_FILE
-    if checkpoint is not None:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    before = {"held_out_before": _held_out_losses(trainer, held_out), "measured_before": trainer.measured()}
+def _before(trainer: ObjectiveTrainer, held_out: dict, recipe: Recipe, progress: Progress) -> dict:
+    """The same figures of the model that training starts from; kept in a file for a run that goes on.
+
+    They are measured again where other text is held out, or something else is measured, than when they were kept.
+    """
+    path = Path(recipe.output) / BEFORE_FILE
+    measured = json.loads(json.dumps([recipe.held_out, recipe.measure, progress.files]))
+    kept = on_first_process(lambda: read_json(path))
+    if kept is not None and kept.get("of") == measured:
+        return kept["figures"]
+    figures = {"held_out_before": _held_out_losses(trainer, held_out), "measured_before": trainer.measured()}
     if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(before, indent=1) + "\n")
-    return before
+        write_json(path, {"of": measured, "figures": figures})
+    return figures
 
 
 def _held_out_losses(trainer: ObjectiveTrainer, held_out: dict[str, PackedDataset]) -> dict[str, float]:

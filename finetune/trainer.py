@@ -1,5 +1,6 @@
 """transformers' Trainer, with the loss taken from an objective."""
 
+import shutil
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,26 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from decoding.training.packed import Packing, find_loss_mask
+from finetune.checkpoints import rotate, write_manifest
 
 TRAINED_FILE = "trained.safetensors"  # of a checkpoint of which most weights are frozen
+
+
+class _AlreadyTrained(Exception):
+    """All steps were taken before this run started."""
+
+
+class _TakeNoStepTooMany(TrainerCallback):
+    """Else a Trainer that goes on from the last step of a run takes one more."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise _AlreadyTrained
 
 
 class ObjectiveTrainer(Trainer):
@@ -24,7 +40,10 @@ class ObjectiveTrainer(Trainer):
     seed, the step, the micro-batch and the process alone, so neither resuming nor evaluating changes them.
 
     Evaluation always measures the next-token loss (``evaluation_objective``), so that every method is judged alike, and
-    logs what ``measure(model)`` returns. Checkpoints hold only what is trained.
+    logs what ``measure(model)`` returns.
+
+    Checkpoints hold only what is trained, in finite numbers; each gets a manifest, and older ones are deleted after that.
+    A run that goes on takes the hyperparameters of its arguments, not those that a checkpoint remembers.
     """
 
     loss_is_scaled_for_ga = True
@@ -34,9 +53,23 @@ class ObjectiveTrainer(Trainer):
         self.objective = objective
         self.evaluation_objective = evaluation_objective
         self.measure = measure
+        self._kept_checkpoints, self.args.save_total_limit = self.args.save_total_limit, None  # see _save_checkpoint
+        self.add_callback(_TakeNoStepTooMany)
         self._sums = defaultdict(float)
         self._calls = defaultdict(int)
         self._start_step()
+
+    def train(self, *args, **kwargs) -> None:
+        """As Trainer.train does; after a checkpoint of the last step, only the weights are loaded."""
+        try:
+            super().train(*args, **kwargs)
+        except _AlreadyTrained:
+            self.is_in_train = False
+            self._rotate()
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                self._load_best_model()
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self._check_finite()
 
     def _start_step(self) -> None:
         self._micro_batch = 0
@@ -61,10 +94,7 @@ class ObjectiveTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         loss, metrics = self._run(self.objective, model, inputs)
         if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower training.learning_rate or set "
-                f"training.max_grad_norm; checkpoints of earlier steps are in {self.args.output_dir}"
-            )
+            raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         num_targets = metrics.pop("num_targets")
         if not self._can_rescale:
             num_targets = _count_learned(inputs)
@@ -130,6 +160,65 @@ class ObjectiveTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.model.state_dict() if state_dict is None else state_dict
         save_file({name: weights[name].contiguous() for name in trained}, folder / TRAINED_FILE)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._check_finite()
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # what is left of a damaged one
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)  # deletes none, since it would do so before the new one is whole
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(checkpoint)
+            self._rotate()
+
+    def _rotate(self) -> None:
+        if self.args.should_save and self._kept_checkpoints:
+            rotate(self.args.output_dir, self._kept_checkpoints, [self.state.best_model_checkpoint])
+
+    @torch.no_grad()
+    def _check_finite(self) -> None:
+        """Raise ValueError if training has left the numbers: what is saved then is lost, and so is what goes on from it."""
+        tensors = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.optimizer is not None and not self.is_deepspeed_enabled:
+            tensors += [value for state in self.optimizer.state.values() for value in state.values()]
+        finite = torch.ones((), device=self.args.device)
+        for tensor in tensors:
+            if torch.is_tensor(tensor) and tensor.is_floating_point():
+                local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                finite *= local.isfinite().all().to(finite.device)
+        if self.accelerator.reduce(finite, "sum") < self.accelerator.num_processes:
+            raise self._diverged(f"weights or optimizer are no longer finite after step {self.state.global_step}")
+
+    def _diverged(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what}: lower training.learning_rate or set training.max_grad_norm; checkpoints of earlier steps are in "
+            f"{self.args.output_dir}, the same command goes on from the last of them"
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
+        asked = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        groups = self.optimizer.param_groups  # others, since loading makes new ones
+        for group, settings in zip(groups, asked, strict=True):
+            group.update(settings)
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in groups]  # what logs show
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        if (best / TRAINED_FILE).is_file():
+            self._load_from_checkpoint(str(best))
+        else:
+            super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         path = Path(resume_from_checkpoint) / TRAINED_FILE

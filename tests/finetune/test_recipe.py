@@ -93,11 +93,10 @@ def test_flex_attention_on_a_cpu_is_refused(recipe_file):
         recipe.attention_on(torch.device("cpu"), LlamaConfig())
 
 
-@pytest.mark.parametrize("asked", ["bf16: true", "bf16: true, use_cpu: true", "bf16_full_eval: true"])
+@pytest.mark.parametrize("asked", ["bf16: true", "bf16: true, use_cpu: true"])
 def test_a_cpu_computes_in_bf16_where_it_can(recipe_file, cpu, asked, capsys):
     arguments = load_recipe(recipe_file(MINIMAL + f"training: {{{asked}}}\n")).training_arguments()
-    assert (arguments.bf16 or arguments.bf16_full_eval) is cpu.has_bf16
-    assert (arguments.mixed_precision == "bf16") is (cpu.has_bf16 and "full_eval" not in asked)
+    assert arguments.bf16 is cpu.has_bf16 and (arguments.mixed_precision == "bf16") is cpu.has_bf16
     assert arguments.device.type == "cpu"
     assert capsys.readouterr().err.count("float32") == (not cpu.has_bf16)
 

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune import finetune
+from finetune.checkpoints import last_checkpoint
 from finetune.interrupts import full_disk_named
-from finetune.resume import last_checkpoint
 from finetune.trainer import ObjectiveTrainer
 
 # Whole masks of one size are not drawn at random, so that runs cut up differently see the same.
@@ -155,13 +155,3 @@ def test_a_full_disk_is_named():
     with pytest.raises(RuntimeError, match="other"):
         with full_disk_named("some/folder"):
             raise RuntimeError("other")
-
-
-def test_half_written_checkpoints_are_passed_over(tmp_path):
-    assert last_checkpoint(tmp_path / "none") is None
-    for step, text in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if text is not None:
-            (folder / "trainer_state.json").write_text(text)
-    assert last_checkpoint(tmp_path).endswith("checkpoint-10")
