@@ -89,7 +89,7 @@ def check_resampling(model: PreTrainedModel, window: int) -> None:
     config.check_decoding(window)
     if getattr(model, "offset_code", None) is None:
         raise ValueError(
-            "this model has no offset code: load it with decoding.load_model, which takes it from the folder of the model"
+            "this model has no offset code: load it with decoding.load_model, or call rpt.load_offset_code(model, folder)"
         )
     if config.rope_index == "token" and getattr(model.config, "sliding_window", None) is not None:
         raise ValueError(

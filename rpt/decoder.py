@@ -5,7 +5,7 @@ Lossy by intent: the text is not that of plain next-token decoding unless iterat
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from decoding.forward.rows import RowList
 from decoding.sampling import LogitsPipeline
 from rpt.config import ResampleConfig, check_resampling
 from rpt.previous_rows import AcceptRule
-from rpt.resampler import Forward, Laws, Resampler
+from rpt.resampler import LogitsRequest, Procedure, Resampler, RowsRequest
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,6 @@ class ResampleDecoder(Decoder):
     def accept_rule(self) -> AcceptRule:
         return AcceptRule(self.accept, self.threshold, self.temperature_ptp)
 
-    def runs_row_before(self, config: ResampleConfig) -> bool:
-        """Whether the row before the revised token runs again with the previous-token rows."""
-        return config.prev_target == "follow" if self.refresh_prev is None else self.refresh_prev
-
     def check(self, model, pipeline: LogitsPipeline) -> None:
         pipeline.check_stateless(type(self).__name__, model.config.get_text_config().vocab_size)
         if self.iterations:
@@ -80,42 +76,53 @@ class ResampleDecoder(Decoder):
 
     def begin(self, batch: Batch, engine: Engine) -> None:
         config = ResampleConfig.from_config(engine.model.config) if self.iterations else None
+        procedure = Procedure(
+            window=self.window,
+            half_steps=round(2 * self.iterations),
+            accept_rule=self.accept_rule,
+            redraws_always=self.redraw == "always",
+            two_slot=self.schedule == "two_slot",
+            row_before=config is not None and self._runs_row_before(config),
+            config=config,
+        )
         for sequence in batch.sequences:
-            state = Resampler(batch, sequence, self, config)
-            sequence.state = _Running(state)
+            sequence.state = Coroutine(Resampler(batch, sequence, procedure))
 
     def plan(self, batch: Batch) -> list[RowList]:
-        return [sequence.state.wish.rows for sequence in batch.unfinished]
+        return [sequence.state.request.rows for sequence in batch.unfinished]
 
     def absorb(self, batch: Batch, step: Step) -> None:
-        states = [sequence.state for sequence in step.sequences]
-        forwards: list[Forward] = [state.wish for state in states]
+        states: list[Coroutine] = [sequence.state for sequence in step.sequences]
+        requests: list[RowsRequest] = [state.request for state in states]
         # One call of the head for all sequences.
-        raw = step.logits((i, forward.wanted) for i, forward in enumerate(forwards))
-        logits = raw.split([len(forward.wanted) for forward in forwards])
-        for i, (state, forward) in enumerate(zip(states, forwards, strict=True)):
-            state.answer((step.hidden([(i, range(len(forward.rows)))]), logits[i]))
-        while asking := [state for state in states if isinstance(state.wish, Laws)]:
-            raw = step.head(torch.cat([state.wish.hidden for state in asking]))
-            for state, law in zip(asking, raw.split(1), strict=True):
-                state.answer(law)
+        raw = step.logits((i, request.asked) for i, request in enumerate(requests))
+        logits = raw.split([len(request.asked) for request in requests])
+        for i, (state, request) in enumerate(zip(states, requests, strict=True)):
+            state.send((step.hidden([(i, range(len(request.rows)))]), logits[i]))
+        while asking := [state for state in states if isinstance(state.request, LogitsRequest)]:
+            raw = step.head(torch.cat([state.request.hidden for state in asking]))
+            for state, row in zip(asking, raw.split(1), strict=True):
+                state.send(row)
         for sequence in step.sequences:
             sequence.cached = min(sequence.state.resampler.cached, len(sequence.tokens))
 
     def preview(self, batch: Batch) -> list[int] | None:
         return batch.sequences[0].state.resampler.tentative
 
+    def _runs_row_before(self, config: ResampleConfig) -> bool:
+        return config.prev_target == "follow" if self.refresh_prev is None else self.refresh_prev
 
-class _Running:
-    """A resampler that has been started, and what it wishes to know; None at its end."""
+
+class Coroutine:
+    """A resampler that has been started, and what it asks for; None at its end."""
 
     def __init__(self, resampler: Resampler):
         self.resampler = resampler
         self._steps = resampler.run()
-        self.wish = next(self._steps, None)
+        self.request = next(self._steps, None)
 
-    def answer(self, value) -> None:
+    def send(self, answer: Any) -> None:
         try:
-            self.wish = self._steps.send(value)
+            self.request = self._steps.send(answer)
         except StopIteration:
-            self.wish = None
+            self.request = None

@@ -1,11 +1,11 @@
 """The sampling algorithm of Resample-Previous-Tokens for one sequence, as a coroutine around forward passes.
 
-Source: arXiv 2506.06215. It yields what it needs to know, a Forward (rows to run) or Laws (hidden states to send through
-the head), and is sent the answer; the decoder collects the wishes of a whole batch and fulfils them together.
+Source: arXiv 2506.06215. It yields a request, for rows to be run or for hidden states to be sent through the head, and
+is sent the answer; the decoder collects the requests of a whole batch and answers them together.
 
 The newest tokens are tentative. Their oldest, x_i, is revised once the window x_i .. x_{i+w-1} is drawn, and then
-committed. ``hidden`` keeps, by place, the states of the next-token rows of tokens as they stand; a change of x_i drops
-all from i on, because they depend on it, and the next forward computes them again.
+committed. ``hidden`` keeps, by position, the states of the next-token rows of tokens as they stand; a change of x_i
+drops all from i on, because they depend on it, and the next forward computes them again.
 """
 
 from collections.abc import Generator
@@ -17,36 +17,52 @@ from torch import Tensor
 from decoding.batch import Batch, Sequence
 from decoding.forward.rows import RowList
 from rpt.config import ResampleConfig
-from rpt.previous_rows import add_previous_rows
+from rpt.previous_rows import AcceptRule, add_previous_rows
 
 
 @dataclass
-class Forward:
-    """Run ``rows``; answered by their hidden states [R, D] and the logits [len(wanted), V] of the rows in ``wanted``."""
+class RowsRequest:
+    """Run ``rows``; answered by their hidden states [R, D] and the logits [N, V] of the rows ``asked`` for."""
 
     rows: RowList
-    wanted: list[int]
+    asked: list[int]
 
 
 @dataclass
-class Laws:
+class LogitsRequest:
     """Answered by the logits [N, V] of ``hidden`` [N, D]."""
 
     hidden: Tensor
 
 
+@dataclass(frozen=True)
+class Procedure:
+    """What is done to each window; see ResampleDecoder. half_steps: 0 draws tokens and revises none.
+
+    row_before: whether the row before the revised token runs again. config: how the model was trained, None without
+    half steps.
+    """
+
+    window: int
+    half_steps: int
+    accept_rule: AcceptRule
+    redraws_always: bool
+    two_slot: bool
+    row_before: bool
+    config: ResampleConfig | None
+
+
 @dataclass
 class Resampler:
-    """What one sequence knows: committed and tentative tokens, and the states and laws of their rows."""
+    """What one sequence knows: committed and tentative tokens, and the states and logits of their next-token rows."""
 
     batch: Batch
     sequence: Sequence
-    settings: Any  # the ResampleDecoder
-    config: ResampleConfig | None
+    procedure: Procedure
     text: list[int] = field(init=False)
     cached: int = field(init=False)
     hidden: dict[int, Tensor] = field(default_factory=dict)
-    laws: dict[int, Tensor] = field(default_factory=dict)
+    logits: dict[int, Tensor] = field(default_factory=dict)
     drawn_at: dict[int, int] = field(default_factory=dict)
     logprobs: dict[int, float] = field(default_factory=dict)
     changes: dict[int, int] = field(default_factory=dict)
@@ -58,9 +74,9 @@ class Resampler:
     def tentative(self) -> list[int]:
         return self.text[len(self.sequence.tokens) :]
 
-    def run(self) -> Generator[Forward | Laws, Any, None]:
+    def run(self) -> Generator[RowsRequest | LogitsRequest, Any, None]:
         """Decode the sequence to its end."""
-        width = self.settings.window if self.settings.iterations else 1
+        width = self.procedure.window if self.procedure.half_steps else 1
         while not self.sequence.finished:
             while self._may_grow(width):
                 yield from self._draw(len(self.text))
@@ -78,7 +94,7 @@ class Resampler:
     def _revise(self):
         """The half steps of one window: odd ones resample x_i, even ones draw the tokens after it anew."""
         i, seen = len(self.sequence.tokens), set()
-        for half in range(1, round(2 * self.settings.iterations) + 1):
+        for half in range(1, self.procedure.half_steps + 1):
             if half % 2:
                 old = self.text[i]
                 yield from self._resample(i)
@@ -86,11 +102,11 @@ class Resampler:
                 if self._is_end(self.text[i]):
                     self._cut(i + 1)
                     return
-            elif changed or self.settings.redraw == "always":
-                for place in range(i + 1, i + self.settings.window):
-                    yield from self._draw(place)
-                    if self._is_end(self.text[place]) and place + 1 < len(self.text):
-                        self._cut(place + 1)
+            elif changed or self.procedure.redraws_always:
+                for position in range(i + 1, i + self.procedure.window):
+                    yield from self._draw(position)
+                    if self._is_end(self.text[position]) and position + 1 < len(self.text):
+                        self._cut(position + 1)
                         return
             if half % 2 == 0 and not self.batch.pipeline.do_sample:
                 state = tuple(self.tentative)
@@ -98,51 +114,45 @@ class Resampler:
                     return
                 seen.add(state)
 
-    def _draw(self, place: int):
-        """Draw the token at ``place`` from its next-token law."""
-        raw = yield from self._next_token_law(place - 1)
-        scores = self.batch.pipeline.process(raw.clone(), self._left_of(place))
+    def _draw(self, position: int):
+        """Draw the token at ``position`` from its next-token law."""
+        raw = yield from self._next_token_logits(position - 1)
+        scores = self.batch.pipeline.process(raw.clone(), self._left_of(position))
         token = int(self.batch.pipeline.sample(scores, [self.sequence.generator]))
         self.batch.check_decided(self.sequence, [token])
-        self._put(place, token, raw)
+        self._put(position, token, raw)
 
     def _resample(self, i: int):
-        """Replace x_i by what the accept rule makes of its previous-token law."""
-        rows, pending = RowList(), range(0)
-        if self.settings.schedule == "two_slot":
+        """Replace x_i by what the accept rule makes of its previous-token logits."""
+        procedure, rows, pending = self.procedure, RowList(), range(0)
+        if procedure.two_slot:
             pending = self._add_pending(rows)
         previous = add_previous_rows(
-            rows,
-            self.text,
-            i,
-            self.settings.window,
-            self.config,
-            len(self.text),
-            self.settings.runs_row_before(self.config),
+            rows, self.text, i, procedure.window, procedure.config, len(self.text), procedure.row_before
         )
-        hidden, logits = yield Forward(rows, [previous[-1], *pending[-1:]])
+        hidden, logits = yield RowsRequest(rows, [previous[-1], *pending[-1:]])
         if pending:
             self._keep(hidden[pending.start : pending.stop])
-            self.laws[len(self.text) - 1] = logits[1:]
+            self.logits[len(self.text) - 1] = logits[1:]
         raw, old = logits[:1], self.text[i]
-        accept = self.settings.accept_rule
+        accept = procedure.accept_rule
         generators = [self.sequence.generator]
         token = int(accept(self.batch.pipeline, raw.clone(), [old], self._left_of(i), generators))
         drawn = accept.accept == "gibbs" or token != old
         self.changes[i] += token != old
         self._put(i, token, raw if drawn else None)
 
-    def _next_token_law(self, place: int):
-        """Logits [1, V] of the next-token row of the token at ``place``."""
-        if place not in self.hidden:
+    def _next_token_logits(self, position: int):
+        """Logits [1, V] of the next-token row of the token at ``position``."""
+        if position not in self.hidden:
             rows, first = RowList(), self.cached
             pending = self._add_pending(rows)
-            hidden, logits = yield Forward(rows, [pending[place - first]])
+            hidden, logits = yield RowsRequest(rows, [pending[position - first]])
             self._keep(hidden)
-            self.laws[place] = logits
-        if place not in self.laws:
-            self.laws[place] = yield Laws(self.hidden[place][None])
-        return self.laws[place]
+            self.logits[position] = logits
+        if position not in self.logits:
+            self.logits[position] = yield LogitsRequest(self.hidden[position][None])
+        return self.logits[position]
 
     def _add_pending(self, rows: RowList) -> range:
         """Add the next-token rows of the tokens that are not in the cache."""
@@ -150,35 +160,35 @@ class Resampler:
 
     def _keep(self, hidden: Tensor) -> None:
         """States [R, D] of the rows behind the cache: their keys and values are now in it."""
-        self.laws.clear()  # logits are large; they are computed again from the states where they are asked for again
+        self.logits.clear()  # logits are large; they are computed again from the states where they are asked for again
         oldest = len(self.sequence.tokens) - 1
-        for place, state in enumerate(hidden, self.cached):
-            if place >= oldest:
-                self.hidden[place] = state
+        for position, state in enumerate(hidden, self.cached):
+            if position >= oldest:
+                self.hidden[position] = state
         self.cached = len(self.text)
 
-    def _put(self, place: int, token: int, raw: Tensor | None) -> None:
-        """Set the token at ``place``; ``raw`` are the logits it was drawn from, None if it was kept without a draw."""
-        if place == len(self.text):
+    def _put(self, position: int, token: int, raw: Tensor | None) -> None:
+        """Set the token at ``position``; ``raw`` are the logits it was drawn from, None if it was kept without a draw."""
+        if position == len(self.text):
             self.text.append(token)
-            self.changes[place] = 0
-            self.drawn_at[place] = self.sequence.forwards
-        elif self.text[place] != token:
-            self.text[place] = token
-            self.drawn_at[place] = self.sequence.forwards
-            self._forget(place)
+            self.changes[position] = 0
+            self.drawn_at[position] = self.sequence.forwards
+        elif self.text[position] != token:
+            self.text[position] = token
+            self.drawn_at[position] = self.sequence.forwards
+            self._forget(position)
         if raw is not None and self.batch.wants_logprobs:
-            self.logprobs[place] = raw[0].log_softmax(-1)[token].item()
+            self.logprobs[position] = raw[0].log_softmax(-1)[token].item()
 
-    def _cut(self, place: int) -> None:
-        del self.text[place:]
-        self._forget(place)
+    def _cut(self, position: int) -> None:
+        del self.text[position:]
+        self._forget(position)
 
-    def _forget(self, place: int) -> None:
-        """Drop what was computed from the token at ``place``."""
-        self.cached = min(self.cached, place)
-        for known in (self.hidden, self.laws):
-            for later in [p for p in known if p >= place]:
+    def _forget(self, position: int) -> None:
+        """Drop what was computed from the token at ``position``."""
+        self.cached = min(self.cached, position)
+        for known in (self.hidden, self.logits):
+            for later in [p for p in known if p >= position]:
                 del known[later]
 
     def _commit_oldest(self) -> None:
@@ -186,8 +196,8 @@ class Resampler:
         logprob = [self.logprobs.pop(i)] if self.batch.wants_logprobs else None
         self.batch.commit(self.sequence, [self.text[i]], [self.drawn_at.pop(i)], logprob, [self.changes.pop(i)])
         self.hidden.pop(i - 1, None)
-        self.laws.pop(i - 1, None)
+        self.logits.pop(i - 1, None)
 
-    def _left_of(self, place: int):
+    def _left_of(self, position: int):
         sequence = self.sequence
-        return lambda row: sequence.left_of(self.text[len(sequence.tokens) : place])
+        return lambda row: sequence.left_of(self.text[len(sequence.tokens) : position])
