@@ -84,7 +84,7 @@ def finetune(recipe: Recipe) -> dict:
         "tuning": repr(tuned),
         "steps": trainer.state.global_step,
         "tokens_per_step": tokens_per_step * recipe.sequence_length,
-        "train_tokens": None if recipe.streaming else train.tokens.numel(),
+        "train_tokens": None if recipe.streaming else train.num_tokens,
         "minutes_of_last_run": round(minutes, 1),
         "machine": _machine(arguments),
         "dtype": "bfloat16" if arguments.mixed_precision == "bf16" else "float32",
