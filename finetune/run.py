@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import NextTokenObjective, Objective, find_mask_token
@@ -18,12 +17,12 @@ from decoding.loading import load_tokenizer, load_weights
 from decoding.source import check_source
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
-from finetune.data import load_documents, stream_documents
 from finetune.interrupts import SaveOnInterrupt, full_disk_named
 from finetune.objectives import build_objective
-from finetune.packing import PackedDataset, StreamedRows
+from finetune.packing import PackedDataset
 from finetune.recipe import Recipe
 from finetune.resume import check_same_run, keep_recipe, last_checkpoint
+from finetune.split import read_data
 from finetune.trainer import ObjectiveTrainer
 from finetune.tuning import merge_adapter
 
@@ -109,23 +108,6 @@ def finetune(recipe: Recipe) -> dict:
                 write_card(recipe, objective.tags, report, folder)
     trainer.accelerator.wait_for_everyone()
     return report
-
-
-def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[Dataset, dict[str, PackedDataset]]:
-    """Training rows, and held-out rows by the name under which they are reported."""
-    length = recipe.sequence_length
-    held_out = {
-        Path(source.path).stem.replace("-", "_"): PackedDataset(load_documents([source], tokenizer), length)
-        for source in recipe.held_out_sources
-    }
-    if recipe.streaming:
-        return StreamedRows(stream_documents(recipe.sources, tokenizer, seed), length), held_out
-    documents = load_documents(recipe.sources, tokenizer, seed)
-    if isinstance(recipe.held_out, float):
-        kept = max(1, round(recipe.held_out * len(documents)))
-        held_out = {"held_out": PackedDataset(documents.select(range(kept)), length)}
-        documents = documents.select(range(kept, len(documents)))
-    return PackedDataset(documents, length), held_out
 
 
 def _before(trainer: ObjectiveTrainer, held_out: dict, folder: Path, checkpoint: str | None) -> dict:
