@@ -19,7 +19,7 @@ from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
 from finetune.interrupts import SaveOnInterrupt, full_disk_named
 from finetune.objectives import build_objective
-from finetune.packing import PackedDataset
+from finetune.packing import EndlessRows, PackedDataset
 from finetune.recipe import Recipe
 from finetune.resume import check_same_run, keep_recipe, last_checkpoint
 from finetune.split import read_data
@@ -62,7 +62,7 @@ def finetune(recipe: Recipe) -> dict:
     trainer = ObjectiveTrainer(
         model,
         arguments,
-        train_dataset=train,
+        train_dataset=EndlessRows(train) if recipe.streaming else train,
         eval_dataset=held_out,
         objective=objective,
         evaluation_objective=NextTokenObjective(),
