@@ -112,7 +112,8 @@ def make_sequences(
             raise ValueError(f"prompt {index} is empty: give at least one token, for instance the BOS token")
         if context is not None and len(tokens) >= context:
             raise ValueError(
-                f"prompt {index} has {len(tokens)} tokens, but the model's context (max_position_embeddings) is {context}; it must be shorter"
+                f"prompt {index} has {len(tokens)} tokens, but the model's context (max_position_embeddings) is {context}; "
+                f"it must be shorter"
             )
         check_reach(model, limit - len(padding) - 1 + ahead)
         generator = torch.Generator().manual_seed(seed + index)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import NextTokenObjective, Objective, find_mask_token
@@ -19,13 +18,13 @@ from decoding.source import check_source
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
 from finetune.checkpoints import read_json, write_json
-from finetune.data import load_documents, stream_documents
 from finetune.interrupts import SaveOnInterrupt, full_disk_named
 from finetune.objectives import build_objective
-from finetune.packing import PackedDataset, StreamedRows
+from finetune.packing import EndlessRows, PackedDataset
 from finetune.processes import on_first_process
 from finetune.recipe import Recipe
 from finetune.resume import Progress, find_progress, finish
+from finetune.split import read_data
 from finetune.trainer import ObjectiveTrainer
 from finetune.tuning import merge_adapter
 
@@ -67,7 +66,7 @@ def finetune(recipe: Recipe) -> dict:
     trainer = ObjectiveTrainer(
         model,
         arguments,
-        train_dataset=train,
+        train_dataset=EndlessRows(train) if recipe.streaming else train,
         eval_dataset=held_out,
         objective=objective,
         evaluation_objective=NextTokenObjective(),
@@ -88,7 +87,7 @@ def finetune(recipe: Recipe) -> dict:
         "tuning": repr(tuned),
         "steps": trainer.state.global_step,
         "tokens_per_step": tokens_per_step * recipe.sequence_length,
-        "train_tokens": None if recipe.streaming else train.tokens.numel(),
+        "train_tokens": None if recipe.streaming else train.num_tokens,
         "minutes_of_last_run": round(minutes, 1),
         "machine": _machine(arguments),
         "dtype": "bfloat16" if arguments.mixed_precision == "bf16" else "float32",
@@ -117,23 +116,6 @@ def finetune(recipe: Recipe) -> dict:
             finish(folder, report)
     trainer.accelerator.wait_for_everyone()
     return report
-
-
-def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[Dataset, dict[str, PackedDataset]]:
-    """Training rows, and held-out rows by the name under which they are reported."""
-    length = recipe.sequence_length
-    held_out = {
-        Path(source.path).stem.replace("-", "_"): PackedDataset(load_documents([source], tokenizer), length)
-        for source in recipe.held_out_sources
-    }
-    if recipe.streaming:
-        return StreamedRows(stream_documents(recipe.sources, tokenizer, seed), length), held_out
-    documents = load_documents(recipe.sources, tokenizer, seed)
-    if isinstance(recipe.held_out, float):
-        kept = max(1, round(recipe.held_out * len(documents)))
-        held_out = {"held_out": PackedDataset(documents.select(range(kept)), length)}
-        documents = documents.select(range(kept, len(documents)))
-    return PackedDataset(documents, length), held_out
 
 
 def _before(trainer: ObjectiveTrainer, held_out: dict, recipe: Recipe, progress: Progress) -> dict:
