@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from decoding import decoder_from_spec
-from decoding.checks import check_choice, check_range
+from decoding.checks import check_range
 from eval.bench.results import conditions
 from eval.files import write_whole
 from eval.finished import Finished, request_key
@@ -31,31 +31,6 @@ class Cell:
     def __post_init__(self):
         decoder_from_spec(self.decoder)
         check_range("temperature", self.temperature, 0)
-
-
-def vary(specs: Iterable[str], key: str, values: Sequence[str]) -> list[str]:
-    """Each spec once for every value of ``key``; one that has no such key, or sets it already, stays as it is.
-
-    >>> vary(["ntp", "sbd:block_size=8"], "entropy_bound", ["0", "0.1"])
-    ['ntp', 'sbd:block_size=8,entropy_bound=0', 'sbd:block_size=8,entropy_bound=0.1']
-
-    Raises ValueError if no spec has the key.
-    """
-    specs = list(specs)
-    varied, keys = [], set()
-    for spec in specs:
-        decoder = decoder_from_spec(spec)
-        free = {
-            field.name for part in (decoder, getattr(decoder, "rule", decoder)) for field in dataclasses.fields(part)
-        }
-        free -= {"rule", *(part.partition("=")[0] for part in spec.partition(":")[2].split(","))}
-        keys |= free
-        if key in free:
-            varied += [f"{spec}{',' if ':' in spec else ':'}{key}={value}" for value in values]
-        else:
-            varied.append(spec)
-    check_choice(f"key to vary in {', '.join(specs)}", key, sorted(keys))
-    return varied
 
 
 def make_cells(
