@@ -38,6 +38,13 @@ def check_count(field: str, value: Any, low: int = 1, high: int | None = None) -
         raise ValueError(f"{field} must be a whole number {allowed}, got {value!r}")
 
 
+def check_named(field: str, value: Any, allowed: Collection) -> None:
+    """Raise unless ``value`` is a class, or a text of names from ``allowed`` and of "module:Class", joined by "+"."""
+    for name in value.split("+") if isinstance(value, str) else [] if callable(value) else [value]:
+        if not (isinstance(name, str) and ":" in name):
+            check_choice(field, name, allowed)
+
+
 def named_object(field: str, name: str) -> Any:
     """What ``module:Name`` stands for, imported; ValueError if the text, the module or the name is wrong.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_choice, check_count, warn_untrained_size
+from decoding.checks import check_choice, check_count, check_named, warn_untrained_size
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.model import warn_quantised_activations
@@ -28,6 +28,9 @@ from decoding.verification import verify_greedy, verify_sampled
 from sbd.lossless.auto_planner import AutoPlanner
 from sbd.lossless.drafts import Draft, DraftSource, MaskDrafts, draft_sources
 from sbd.lossless.planner import Planner
+
+
+DRAFTS = ("mask", "prompt_lookup", "both")
 
 
 @dataclass
@@ -97,7 +100,8 @@ class SelfSpeculativeDecoder(Decoder):
 
     def __post_init__(self) -> None:
         check_count("block_size", self.block_size, 2)
-        draft_sources(self.draft)
+        check_named("draft", self.draft, DRAFTS)
+        draft_sources(self.draft)  # what is named can be imported
         if isinstance(self.look_ahead, str):
             check_choice("look_ahead", self.look_ahead, ("all", "alternate", "auto"))
         else:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from decoding.checks import check_choice, named_object
+from decoding.checks import check_named, named_object
 
 
 @dataclass
@@ -107,11 +107,6 @@ def draft_sources(draft: str | Callable[[], DraftSource]) -> tuple[Callable[[], 
     """
     if callable(draft):
         return (draft,)
-    makers: list[Callable[[], DraftSource]] = []
-    for name in draft.split("+") if isinstance(draft, str) else [draft]:
-        if isinstance(name, str) and ":" in name:
-            makers.append(named_object("draft", name))
-        else:
-            check_choice("draft", name, SOURCES)
-            makers.extend(SOURCES[name])
-    return tuple(makers)
+    check_named("draft", draft, SOURCES)
+    makers = (SOURCES.get(name) or (named_object("draft", name),) for name in draft.split("+"))
+    return tuple(maker for several in makers for maker in several)
