@@ -29,7 +29,6 @@ from sbd.lossless.auto_planner import AutoPlanner
 from sbd.lossless.drafts import Draft, DraftSource, MaskDrafts, draft_sources
 from sbd.lossless.planner import Planner
 
-
 DRAFTS = ("mask", "prompt_lookup", "both")
 
 
