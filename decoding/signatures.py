@@ -5,6 +5,7 @@ such as ``check_count("block_size", self.block_size, 2)``; what else it asks sho
 """
 
 import ast
+import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +17,19 @@ from decoding import checks
 
 @dataclass(frozen=True)
 class Signature:
-    """The fields of a dataclass, in order, and its checks: (name of a function of decoding/checks.py, its arguments)."""
+    """What a dataclass says of itself.
 
-    fields: tuple[str, ...]
+    defaults: of its fields in order, None where a field has none. checks: (name of a function of decoding/checks.py, its
+    arguments). module: where it is defined.
+    """
+
+    defaults: Mapping[str, ast.expr | None]
     checks: tuple[tuple[str, tuple[ast.expr, ...]], ...]
-    constants: Mapping[str, ast.expr]  # of the module, by name
+    module: str
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(self.defaults)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Raise the ValueError that an instance with these values of its fields would raise, as far as one can tell."""
@@ -36,7 +45,7 @@ class Signature:
             case ast.Attribute(value=ast.Name(id="self"), attr=field):
                 return values[field]
             case ast.Name(id=name):
-                return ast.literal_eval(self.constants[name])
+                return ast.literal_eval(_constant(self.module, name))
         return ast.literal_eval(argument)
 
 
@@ -45,27 +54,21 @@ def signature_of(module: str, name: str) -> Signature | None:
     found = _find(module, name)
     if found is None:
         return None
-    home, tree, defined = found
-    fields, asked = [], ()
+    home, defined = found
+    defaults: dict[str, ast.expr | None] = {}
+    asked = ()
     for base in defined.bases:
         inherited = signature_of(home, base.id) if isinstance(base, ast.Name) else None
         if inherited is not None:
-            fields += inherited.fields
+            defaults |= inherited.defaults
     is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in defined.decorator_list)
     for statement in defined.body if is_dataclass else ():
         match statement:
             case ast.AnnAssign(target=ast.Name(id=field), annotation=kind) if "ClassVar" not in ast.unparse(kind):
-                fields.append(field)
+                defaults[field] = statement.value
             case ast.FunctionDef(name="__post_init__", body=body):
                 asked = tuple(_unconditional_checks(body))
-    constants = {
-        target.id: statement.value
-        for statement in tree.body
-        if isinstance(statement, ast.Assign)
-        for target in statement.targets
-        if isinstance(target, ast.Name)
-    }
-    return Signature(tuple(dict.fromkeys(fields)), asked, constants)
+    return Signature(defaults, asked, home)
 
 
 def _unconditional_checks(body: list[ast.stmt]) -> Iterator[tuple[str, tuple[ast.expr, ...]]]:
@@ -76,21 +79,44 @@ def _unconditional_checks(body: list[ast.stmt]) -> Iterator[tuple[str, tuple[ast
                     yield function, tuple(arguments)
 
 
-def _find(module: str, name: str) -> tuple[str, ast.Module, ast.ClassDef] | None:
-    """The module that defines class ``name``, its source and that of the class."""
+def _find(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
+    """The module that defines class ``name``, and the class's own source."""
+    return next(
+        (
+            (home, node)
+            for home, tree in _homes(module, name)
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and node.name == name
+        ),
+        None,
+    )
+
+
+def _constant(module: str, name: str) -> ast.expr:
+    """The value of the constant ``name`` that ``module`` defines or imports; raises KeyError if there is none."""
+    for _, tree in _homes(module, name):
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+                return node.value
+    raise KeyError(name)
+
+
+def _homes(module: str, name: str) -> Iterator[tuple[str, ast.Module]]:
+    """``module`` and those from which it imports ``name``, with their sources, until there are none."""
     path = _source_file(module)
     if path is None:
-        return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+        return
+    tree = _parsed(path)
+    yield module, tree
     for node in ast.walk(tree):
-        match node:
-            case ast.ClassDef(name=found) if found == name:
-                return module, tree, node
-            case ast.ImportFrom(module=str(other), level=0, names=names):
-                if any(alias.name == name and alias.asname in (None, name) or alias.name == "*" for alias in names):
-                    if (elsewhere := _find(other, name)) is not None:
-                        return elsewhere
-    return None
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            if any(alias.name in (name, "*") and alias.asname in (None, name) for alias in node.names):
+                yield from _homes(node.module, name)
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _source_file(module: str) -> Path | None:

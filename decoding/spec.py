@@ -5,6 +5,7 @@ What is one's own is named by where it is, ``module:Class``: a decoder (``module
 (``draft=module:Class``) or a flow sampler (``sampler=module:Class``).
 """
 
+import ast
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -77,6 +78,15 @@ def check_spec(spec: str) -> None:
         part.check()
 
 
+def keys_of(spec: str) -> set[str]:
+    """The keys that the decoder of ``spec`` and its rule have; like :func:`check_spec` without torch."""
+    decoder, parts = parse_spec(spec, _unloaded_fields)
+    keys = {*_unloaded_fields(decoder.place)} - {"rule", "revision"}
+    if "rule" in parts:
+        return keys | {*_unloaded_fields(parts["rule"].place)}
+    return keys | {*_unloaded_fields(RULES["entropy_bound"])} if _has_rule(decoder.place) else keys
+
+
 def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tuple[Part, dict[str, Part]]:
     """The decoder of ``spec``, and by its fields what it is made of besides plain values.
 
@@ -142,6 +152,13 @@ def _unloaded_fields(place: Place) -> tuple[str, ...]:
     """The same, from the source where there is one."""
     signature = signature_of(*place)
     return _fields(place) if signature is None else signature.fields
+
+
+def _has_rule(place: Place) -> bool:
+    """Whether a decoder reveals by a rule if none is named."""
+    signature = signature_of(*place)
+    default = None if signature is None else signature.defaults.get("rule")
+    return default is not None and ast.unparse(default) != "None"
 
 
 def _revision(spec: str, values: dict[str, Any], fields_of: Callable[[Place], tuple[str, ...]]) -> Part:

@@ -1,9 +1,8 @@
 """Sweeps: models x decoders x temperatures x seeds x tasks, one line of JSON for each, resumable."""
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,36 +31,6 @@ class Cell:
     def __post_init__(self):
         decoder_from_spec(self.decoder)
         check_range("temperature", self.temperature, 0)
-
-
-def vary(specs: Iterable[str], key: str, values: Sequence[str]) -> list[str]:
-    """Each spec once for every value of ``key``; one that has no such key, or sets it already, stays as it is.
-
-    >>> vary(["ntp", "sbd:block_size=8"], "entropy_bound", ["0", "0.1"])
-    ['ntp', 'sbd:block_size=8,entropy_bound=0', 'sbd:block_size=8,entropy_bound=0.1']
-
-    Raises ValueError if there is nothing to vary: an unknown key, one that every spec sets already, a missing value.
-    """
-    specs, keys, free = list(specs), {}, {}
-    if not all(values):
-        raise ValueError(f"vary must be KEY=VALUE,VALUE,..., got {key + '=' + ','.join(values)!r}")
-    for spec in specs:
-        decoder = decoder_from_spec(spec)
-        parts = decoder, getattr(decoder, "rule", decoder)
-        keys[spec] = {field.name for part in parts for field in dataclasses.fields(part)} - {"rule"}
-        free[spec] = keys[spec] - {part.partition("=")[0] for part in spec.partition(":")[2].split(",")}
-    if not any(key in names for names in free.values()):
-        known = sorted(set().union(*keys.values()))
-        if key in known:
-            raise ValueError(f"vary: {' and '.join(s for s in specs if key in keys[s])} sets {key} already")
-        near = difflib.get_close_matches(key, known, 1)
-        guess = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"vary: {key!r} is no key of {' or '.join(specs)}; {guess}")
-    varied = []
-    for spec in specs:
-        start = f"{spec}{',' if ':' in spec else ':'}{key}="
-        varied += [start + value for value in values] if key in free[spec] else [spec]
-    return varied
 
 
 def make_cells(

@@ -2,7 +2,7 @@
 
 import sys
 
-from finetune import finetune, load_recipe
+from finetune.recipe_file import read_recipe
 
 
 def main(arguments: list[str]) -> int:
@@ -10,6 +10,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m finetune RECIPE.yaml [key=value ...]")
         return 0 if arguments else 2
     try:
+        read_recipe(arguments[0], arguments[1:])  # mistyped keys are answered before torch is imported
+        from finetune import finetune, load_recipe
+
         finetune(load_recipe(arguments[0], arguments[1:]))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

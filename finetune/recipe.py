@@ -1,15 +1,12 @@
 """Recipes: what to train, on what, and how, as one YAML file with typed and checked keys."""
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import PretrainedConfig, TrainingArguments
 
 from decoding import decoder_from_spec
@@ -19,20 +16,10 @@ from decoding.training.new_mask_token import MASK_INITS
 from finetune.arguments import check_arguments, training_arguments
 from finetune.measure import Measure
 from finetune.objectives import check_objective
+from finetune.recipe_file import check_known, find_recipe, read_recipe
 from finetune.sources import Source
 from finetune.tuning import Tuning
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as everybody expects, and not a text, as YAML 1.1 has it."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
-
-
-RECIPES = Path(__file__).parent / "recipes"
 DTYPES = ("bfloat16", "float32")
 ATTENTION = ("sdpa", tiles.NAME, "flex_attention")
 FLEX_HEADS = 16  # the smallest head width that FlexAttention's kernels take
@@ -164,49 +151,19 @@ def head_size(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def find_recipe(name: str | Path) -> Path:
-    """The file ``name``, or the packaged recipe of that name."""
-    if Path(name).is_file():
-        return Path(name)
-    packaged = {path.stem: path for path in RECIPES.glob("*.yaml")}
-    if str(name) not in packaged:
-        near = difflib.get_close_matches(str(name), packaged, n=1)
-        guess = f", did you mean {near[0]!r}?" if near else f"; those are {', '.join(sorted(packaged))}"
-        raise ValueError(f"recipe {str(name)!r} is no file and no packaged recipe{guess}")
-    return packaged[str(name)]
-
-
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a file or a packaged recipe and apply ``key=value`` overrides.
 
     ``training.learning_rate=1e-4`` reaches into a mapping.
     """
-    path = find_recipe(name)
-    try:
-        values = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {str(path)!r} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {str(path)!r} must be a mapping of keys to values")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(f"an override has the form key=value, got {override!r}")
-        *parents, last = key.split(".")
-        target = values
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = yaml.load(text, _Loader)
-    known = [f.name for f in dataclasses.fields(Recipe)]
-    for name in values:
-        _check_known(name, name, known)
-    for name in ("data", "held_out"):
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
+    values = read_recipe(name, overrides)
+    for key in ("data", "held_out"):
+        if isinstance(values.get(key), list):
+            values[key] = tuple(values[key])
     try:
         return Recipe(**values)
     except TypeError as error:  # a required key is missing
-        raise ValueError(f"recipe {str(path)!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
+        raise ValueError(f"recipe {str(find_recipe(name))!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
 
 
 def _sources(key: str, values) -> list[Source]:
@@ -223,14 +180,8 @@ def _typed(key: str, kind: type, values):
     if not isinstance(values, Mapping):
         values = {known[0]: values}
     for name in values:
-        _check_known(f"{key}.{name}", name, known)
+        check_known(f"{key}.{name}", name, known)
     try:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"{key}: {str(error).replace(f'{kind.__name__}.__init__() ', '')}") from None
-
-
-def _check_known(shown: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ValueError(f"unknown key {shown!r}" + (f", did you mean {near[0]!r}?" if near else ""))

@@ -14,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from decoding import NextTokenObjective, Objective, find_mask_token
 from decoding.forward.adapter import gated_adapter
 from decoding.loading import load_tokenizer, load_weights
-from decoding.source import check_source
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
 from finetune.checkpoints import read_json, write_json
@@ -23,6 +22,7 @@ from finetune.objectives import build_objective
 from finetune.packing import EndlessRows, PackedDataset
 from finetune.processes import on_first_process
 from finetune.recipe import Recipe
+from finetune.recipe_file import check_sources
 from finetune.resume import Progress, find_progress, finish
 from finetune.split import read_data
 from finetune.trainer import ObjectiveTrainer
@@ -40,9 +40,7 @@ def finetune(recipe: Recipe) -> dict:
     that file holds. Raises ValueError for what the user can mend, and KeyboardInterrupt after Ctrl-C, when a checkpoint
     is saved.
     """
-    for key, source in (("tokenizer", recipe.tokenizer), ("model", recipe.model)):
-        if source is not None:
-            check_source(source, named=f"{key}: the folder {source!r}", made_in=recipe.output)
+    check_sources(recipe.model, recipe.tokenizer, recipe.output)
     folder = Path(recipe.output)
     arguments = recipe.training_arguments()
     progress = on_first_process(lambda: find_progress(recipe, arguments.max_steps))

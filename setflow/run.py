@@ -2,14 +2,16 @@
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import PreTrainedModel
-
-from decoding import Decoder, SlotCache
 from decoding.checks import check_count, check_range
-from setflow.live import LiveView
 from setflow.text import coloured, split_text
+
+if TYPE_CHECKING:  # settings are checked without them
+    from transformers import PreTrainedModel
+
+    from decoding import Decoder, SlotCache
+    from setflow.live import LiveView
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -27,7 +29,7 @@ class Settings:
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
 
-    def room(self, model: PreTrainedModel, prompt_length: int) -> int:
+    def room(self, model: "PreTrainedModel", prompt_length: int) -> int:
         """How many new tokens a prompt of this length may get. Raises ValueError if they leave the model's context."""
         context = getattr(model.config, "max_position_embeddings", None)
         if context is None:
@@ -82,15 +84,17 @@ class Run:
 
 
 def run(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     tokenizer,
     prompt: list[int],
-    decoder: Decoder | None,
+    decoder: "Decoder | None",
     settings: Settings,
-    view: LiveView | None = None,
-    cache: SlotCache | None = None,
+    view: "LiveView | None" = None,
+    cache: "SlotCache | None" = None,
 ) -> Run:
     """Continue the tokens ``prompt`` with ``decoder``, or with the model's own ``generate`` where it is None."""
+    import torch
+
     arguments = {"do_sample": False}
     if settings.temperature > 0:
         arguments = {"do_sample": True, "temperature": settings.temperature}

@@ -12,11 +12,9 @@ from pathlib import Path
 
 from lm_eval.api.task import ConfigurableTask
 
-from eval.tasks.data import find_data
+from eval.known_tasks import OWN, expand_tasks, find_data
 from eval.tasks.own import MBPP_VARIANTS, additions_config, mbpp_config, next_statement_config
 from eval.tasks.stock import stock_task
-
-OWN = (*MBPP_VARIANTS, "additions", "next_statement")
 
 __all__ = ["OWN", "find_data", "load_task", "load_tasks"]
 
@@ -39,7 +37,10 @@ def load_task(name: str, data: str | Path | None = None) -> ConfigurableTask:
 def load_tasks(
     names: Sequence[str], data: str | Path | None = None, confirm_run_unsafe_code: bool = False
 ) -> list[ConfigurableTask]:
-    """``load_task`` for each name. confirm_run_unsafe_code: the user's consent, for the rest of this process."""
+    """``load_task`` for each name, also of the tasks in a group of lm-eval.
+
+    confirm_run_unsafe_code: the user's consent, for the rest of this process.
+    """
     if confirm_run_unsafe_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    return [load_task(name, data) for name in names]
+    return [load_task(name, data) for name in expand_tasks(names)]

@@ -8,7 +8,6 @@ A data folder looks like this; each file is the authors' own:
 """
 
 import json
-import os
 from pathlib import Path
 
 from decoding.jsonl import read_jsonl
@@ -18,17 +17,6 @@ Splits = dict[str, list[dict]]  # split name: records
 
 # The hub's splits of MBPP: task ids from, to.
 MBPP_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
-
-
-def find_data(folder: str | Path | None = None) -> Path | None:
-    """``folder``, else the environment's SETFLOW_DATA, else None, which means the hub.
-
-    Raises ValueError if the folder does not exist.
-    """
-    folder = folder or os.environ.get("SETFLOW_DATA")
-    if folder and not Path(folder).is_dir():
-        raise ValueError(f"data must be a folder, got {str(folder)!r}")
-    return Path(folder) if folder else None
 
 
 def read(path: Path) -> list[dict]:

@@ -1,16 +1,14 @@
 """lm-eval's own task definitions, on local data where there is some, with the sandbox as their code_eval."""
 
-import functools
-import re
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from eval.code_eval import require_consent, sandboxed_code_eval
+from eval.known_tasks import find_definition
 from eval.tasks import data
 
 # Data set on the hub: how to read the local copy. Every task of lm-eval that stands on one of them can run offline.
@@ -21,19 +19,6 @@ LOCAL = {
     "evalplus/mbppplus": data.mbpp_plus,
     "openai/gsm8k": data.gsm8k,
 }
-
-
-@functools.cache
-def find_definition(name: str) -> Path:
-    """The YAML file that defines lm-eval's task ``name``.
-
-    lm-eval's own index parses all of its 14,000 files, which takes ten seconds; a look for one line takes a tenth.
-    """
-    line = re.compile(rf"^task:\s*[\"']?{re.escape(name)}[\"']?\s*$".encode(), re.MULTILINE)
-    for path in sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")):
-        if line.search(path.read_bytes()):
-            return path
-    raise ValueError(f"task must be one of ours or a single task of lm-eval, got {name!r}")
 
 
 def stock_config(name: str) -> dict[str, Any]:

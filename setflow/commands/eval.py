@@ -6,6 +6,10 @@ from typing import Annotated
 
 import typer
 
+from decoding.checks import check_count, check_range
+from eval import variations
+from eval.files import in_folder
+from eval.known_tasks import expand_tasks, find_data
 from setflow.commands.settings import (
     DecoderSpec,
     Dtype,
@@ -14,6 +18,8 @@ from setflow.commands.settings import (
     Prompt,
     Seed,
     Temperature,
+    check_device,
+    check_names,
     make_settings,
     need_extra,
     note,
@@ -23,6 +29,7 @@ from setflow.commands.settings import (
     screen,
     typed_command,
 )
+from setflow.loading import default_spec, find_source
 
 OWN_TASKS = "additions,next_statement"
 # At least one decoder of each kind, and the bounds around the paper's; as many more as you like by --decoder.
@@ -88,22 +95,23 @@ def evaluate(
         _refuse_options(context)
         return
     _need_lm_eval()
+    check_names(model, decoder, dtype)
+    names, limit = _check_settings(tasks, data, limit, batch_size, device)
     from eval.model import SetflowLM
     from eval.run import evaluate, sampling
     from eval.tasks import load_tasks
-    from setflow.loading import default_spec
 
-    load_tasks(tasks.split(","), data, confirm_run_unsafe_code)  # what they lack is said before the model is loaded
+    load_tasks(names, data, confirm_run_unsafe_code)  # what they lack is said before the model is loaded
     path, dtype = _source(model, dtype)
     finished = out / "finished.jsonl" if out else None
     loaded = SetflowLM(path, decoder or "ntp", finished, device=device, batch_size=batch_size, dtype=dtype)
     loaded.use(decoder or default_spec(loaded.model), seed)
     evaluation = evaluate(
-        tasks.split(","),
+        names,
         loaded,
         data=data,
         output=out,
-        limit=_whole(limit),
+        limit=limit,
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
         max_gen_toks=max_gen_toks,
@@ -151,27 +159,26 @@ def sweep(
     """
     _need_lm_eval()
     need_extra("eval", ("matplotlib",))
-    from eval.files import in_folder
-    from eval.report import write_report
-    from eval.sweep import Settings, make_cells, run_sweep
-    from eval.sweep import vary as vary_key
-
     file = in_folder(out, name, "jsonl")
     specs = list(decoder or SWEPT)
+    for spec in specs:
+        check_names(model, spec, dtype)
     for text in vary or ():
-        key, equals, values = text.partition("=")
-        if not equals or not values:
-            raise ValueError(f"vary must be KEY=VALUE,VALUE,..., got {text!r}")
-        specs = vary_key(specs, key, values.split(","))
+        key, _, values = text.partition("=")
+        specs = variations.vary(specs, key, values.split(","))
+    names, limit = _check_settings(tasks, data, limit, batch_size, device)
+    if control is not None:
+        find_source(control)
+    from eval.report import write_report
+    from eval.sweep import Settings, make_cells, run_sweep
+
     path, weights = _source(model, dtype)
     models = {_name(model): (path, specs)}
     if control is not None:
         name_of_control = control if _name(control) in models else _name(control)
         models = {name_of_control: (_source(control, None)[0], ["ntp"]), **models}
-    cells = make_cells(models, tasks.split(","), temperature or [0.0], seed or [0])
-    settings = Settings(
-        data, _whole(limit), num_fewshot, max_gen_toks, batch_size, weights, device, confirm_run_unsafe_code
-    )
+    cells = make_cells(models, names, temperature or [0.0], seed or [0])
+    settings = Settings(data, limit, num_fewshot, max_gen_toks, batch_size, weights, device, confirm_run_unsafe_code)
     for number, row in enumerate(run_sweep(cells, settings, file, typed_command()), 1):
         costs, scores = row["decoding"], row["scores"]
         note(
@@ -186,6 +193,8 @@ def sweep(
 def report(folder: Annotated[Path, typer.Argument(help="Folder of sweeps.")] = Path("build/report")) -> None:
     """Write report.md and its figures anew from the sweeps and traces in a folder."""
     need_extra("eval", ("matplotlib",))
+    if not folder.is_dir():
+        raise ValueError(f"folder {str(folder)!r} does not exist, so it has no sweep")
     from eval.report import find_sweeps, write_report
 
     if not find_sweeps(folder):
@@ -231,27 +240,29 @@ def trace(
 
 def _source(model: str | None, dtype: str | None) -> tuple[str, str]:
     """Path or hub name, and dtype in transformers' words."""
-    from setflow.loading import EMBEDDED, check_source
-
-    if model is not None:
-        check_source(model)
-    path = EMBEDDED if model is None else Path(model).expanduser()
+    found = find_source(model)
+    path = Path(found).expanduser()
     if path.is_relative_to(Path.cwd()):  # what is written down should not name this machine's folders
         path = path.relative_to(Path.cwd())
-    weights = parse_dtype(dtype) or ("float32" if model is None else "auto")
-    return str(path) if path.is_dir() else model, str(weights).removeprefix("torch.")
+    weights = parse_dtype(dtype) or ("auto" if found == model else "float32")
+    return str(path) if path.is_dir() else found, str(weights).removeprefix("torch.")
 
 
 def _name(model: str | None) -> str:
     return "embedded" if model is None else Path(model).name
 
 
-def _whole(limit: float | None) -> int | float | None:
-    from decoding.checks import check_range
-
+def _check_settings(
+    tasks: str, data: Path | None, limit: float | None, batch_size: str, device: str | None
+) -> tuple[list[str], int | float | None]:
+    """The names of the tasks, groups taken apart, and the limit. Raises ValueError for what shows without torch."""
+    find_data(data)
     if limit is not None:
         check_range("limit", limit, 0, include_low=False)
-    return int(limit) if limit is not None and limit >= 1 else limit
+    if batch_size != "auto":
+        check_count("batch_size", int(batch_size) if batch_size.isdigit() else batch_size)
+    check_device(device)
+    return expand_tasks(tasks.split(",")), int(limit) if limit is not None and limit >= 1 else limit
 
 
 def _need_lm_eval() -> None:

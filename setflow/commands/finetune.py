@@ -1,11 +1,13 @@
 """``setflow finetune``: train as a recipe says, estimate what that costs, and make the data for it."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
+from decoding.source import check_source
 from setflow.commands.settings import need_extra, note
 
 TRAIN = ("accelerate", "yaml", "datasets", "peft")
@@ -53,6 +55,12 @@ def recipe(
     tokenizer, training.json and a model card into the recipe's output folder.
     """
     need_extra("train", TRAIN)
+    from finetune.recipe_file import check_sources, read_recipe
+
+    # What is mistyped is answered before torch is imported.
+    values = read_recipe(recipe, overrides or ())
+    if not estimate:
+        check_sources(values.get("model"), values.get("tokenizer"), str(values.get("output", "")))
     import finetune as package
 
     chosen = package.load_recipe(recipe, overrides or ())
@@ -85,11 +93,15 @@ def distill_data(
             metavar="FILE", help="JSONL with 'messages', 'prompt' or 'text'; by default whole texts are sampled."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(metavar="N", help="Number of texts.")] = 1000,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", help="What is taken of a 'text' as its prompt.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Of each text.")] = 256,
-    temperature: Annotated[float, typer.Option(metavar="T", help="1 is the model's own law, 0 is greedy.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Texts that are sampled at once.")] = 32,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Number of texts.")] = 1000,
+    prompt_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="What is taken of a 'text' as its prompt.")
+    ] = 16,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of each text.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0.0, help="1 is the model's own law, 0 is greedy.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Texts that are sampled at once.")] = 32,
     seed: Annotated[int, typer.Option(metavar="S")] = 0,
 ) -> None:
     """Write a model's own texts as training data, so that its next-token mode does not move while it learns to draft.
@@ -97,14 +109,15 @@ def distill_data(
     Uses vLLM where it is installed. Stop it at any time: the same command goes on from the last whole batch.
     """
     need_extra("train", TRAIN)
+    check_source(model)
+    if prompts is not None and not Path(prompts).is_file():
+        raise ValueError(f"prompts: the file {prompts!r} does not exist")
     import transformers
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from finetune.distill import Distillation, distill
-    from setflow.loading import check_source
 
-    check_source(model)
     settings = Distillation(
         model, output, prompts, samples, prompt_tokens, max_new_tokens, temperature, batch_size, seed
     )

@@ -14,6 +14,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from decoding.spec import check_spec
+from setflow.loading import default_spec, find_source, load_model
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 _typed: ContextVar[str] = ContextVar("typed")  # the command that runs
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # each, or one of several as in cuda:1
 
 Prompt = Annotated[str, typer.Argument(help='The text to continue; "-" reads standard input.')]
 Model = Annotated[
@@ -56,15 +60,27 @@ Dtype = Annotated[
 NoLive = Annotated[bool, typer.Option("--no-live", help="Print text when it is finished, not as it is decided.")]
 
 
+def check_dtype(name: str | None) -> None:
+    """Raise ValueError for a dtype that :func:`parse_dtype` does not know."""
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+
+
 def parse_dtype(name: str | None) -> "torch.dtype | None":
     """The torch dtype called bf16 or fp32; None stays None."""
-    import torch
-
+    check_dtype(name)
     if name is None:
         return None
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    import torch
+
     return getattr(torch, DTYPES[name])
+
+
+def check_device(name: str | None) -> None:
+    """Raise ValueError for a device that PyTorch has no word for."""
+    kind, _, number = (name or "cpu").partition(":")
+    if kind not in DEVICES or not (number or "0").isdigit():
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, or one of several such as cuda:1, got {name!r}")
 
 
 def read_prompt(prompt: str) -> str:
@@ -104,14 +120,22 @@ class Opened:
         return find_mask_token(self.model, self.decoder.mask_token_id) if self.decoder.needs_mask_token else None
 
 
+def check_names(model: str | None, spec: str | None, dtype: str | None) -> None:
+    """Raise ValueError for a model, a decoder or a dtype that cannot be, before anything that takes long is imported."""
+    find_source(model)
+    check_dtype(dtype)
+    if spec is not None:
+        check_spec(spec)
+
+
 def open_model(model: str | None, spec: str | None, dtype: str | None, console: Console) -> Opened:
     """Load what the options name, on the GPU if there is one, and say so on ``console`` if somebody watches."""
+    check_names(model, spec, dtype)
     with console.status("loading the model") if console.is_terminal else nullcontext():
         import torch
         import transformers
 
         from decoding import decoder_from_spec
-        from setflow.loading import default_spec, load_model
 
         # What matters of the log is said here in other words: a wrong setting raises, absent weights give a warning.
         transformers.logging.set_verbosity_error()

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from decoding.forward.adapter import GatedAdapter
 from finetune import Recipe, load_recipe
 from finetune.estimate import KNOWN, Estimate, layer_bytes
-from finetune.recipe import RECIPES as RECIPE_FOLDER
+from finetune.recipe_file import RECIPES as RECIPE_FOLDER
 from rpt import ResampleObjective
 from sbd import SetBlockObjective
 from tests.conftest import build

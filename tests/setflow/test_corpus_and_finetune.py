@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from finetune.recipe import find_recipe
+from finetune.recipe_file import find_recipe
 from setflow import corpus
 
 

@@ -1,0 +1,78 @@
+"""The YAML file of a recipe: where it is, what is in it, and whether its keys are known; read without torch."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from decoding.signatures import signature_of
+from decoding.source import check_source
+from decoding.spec import check_spec
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as everybody expects, and not a text, as YAML 1.1 has it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file ``name``, or the packaged recipe of that name."""
+    if Path(name).is_file():
+        return Path(name)
+    packaged = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    if str(name) not in packaged:
+        near = difflib.get_close_matches(str(name), packaged, n=1)
+        guess = f", did you mean {near[0]!r}?" if near else f"; those are {', '.join(sorted(packaged))}"
+        raise ValueError(f"recipe {str(name)!r} is no file and no packaged recipe{guess}")
+    return packaged[str(name)]
+
+
+def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The keys and values of a file or a packaged recipe, with ``key=value`` overrides.
+
+    ``training.learning_rate=1e-4`` reaches into a mapping. Raises ValueError for a key that no recipe has.
+    """
+    path = find_recipe(name)
+    try:
+        values = yaml.load(path.read_text(), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {str(path)!r} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {str(path)!r} must be a mapping of keys to values")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"an override has the form key=value, got {override!r}")
+        *parents, last = key.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = yaml.load(text, _Loader)
+    for name in values:
+        check_known(name, name, signature_of("finetune.recipe", "Recipe").fields)
+    if isinstance(values.get("decoder"), str):
+        check_spec(values["decoder"])
+    return values
+
+
+def check_sources(model: str | None, tokenizer: str | None, output: str) -> None:
+    """Raise ValueError if there can be no such model or tokenizer; in ``output`` this run writes its own."""
+    for key, source in (("tokenizer", tokenizer), ("model", model)):
+        if source is not None:
+            check_source(source, named=f"{key}: the folder {source!r}", made_in=output)
+
+
+def check_known(shown: str, name: str, known: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest known name, unless ``name`` is known; ``shown`` is what the message calls it."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), list(known), n=1)
+        raise ValueError(f"unknown key {shown!r}" + (f", did you mean {near[0]!r}?" if near else ""))
