@@ -61,8 +61,10 @@ def test_names_in_messages_and_docstrings_resolve(package):
 
 
 def test_the_search_finds_what_it_should():
-    text = 'see decoding.load_model, :func:`rpt.load_offset_code`, "rpt:load_offset_code" or "sbd:SetBlockObjective"; not dfm.nothing_of_ours'
-    found = ["decoding.load_model", *["rpt.load_offset_code"] * 2, "sbd.SetBlockObjective", "dfm.nothing_of_ours"]
+    text = (
+        "decoding.load_model, :func:`rpt.load_offset_code`, 'rpt:load_offset_code', sbd:SetBlockObjective, dfm.nothing"
+    )
+    found = ["decoding.load_model", *["rpt.load_offset_code"] * 2, "sbd.SetBlockObjective", "dfm.nothing"]
     assert names(text) == found
     assert [resolves(name) for name in found] == [True, True, True, True, False]
     assert names("eval/tasks/own.py, eval.json, sbd:block_size=4, a.sbd.b, finetune. Then") == []
