@@ -78,15 +78,13 @@ def check_spec(spec: str) -> None:
         part.check()
 
 
-def open_keys(spec: str) -> set[str]:
-    """The keys that ``spec`` leaves at their defaults; like :func:`check_spec` without torch."""
+def keys_of(spec: str) -> set[str]:
+    """The keys that the decoder of ``spec`` and its rule have; like :func:`check_spec` without torch."""
     decoder, parts = parse_spec(spec, _unloaded_fields)
     keys = {*_unloaded_fields(decoder.place)} - {"rule", "revision"}
     if "rule" in parts:
-        keys |= {*_unloaded_fields(parts["rule"].place)} - parts["rule"].values.keys()
-    elif _has_rule(decoder.place):
-        keys |= {*_unloaded_fields(RULES["entropy_bound"])}
-    return keys - {part.partition("=")[0].strip() for part in spec.partition(":")[2].split(",")}
+        return keys | {*_unloaded_fields(parts["rule"].place)}
+    return keys | {*_unloaded_fields(RULES["entropy_bound"])} if _has_rule(decoder.place) else keys
 
 
 def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tuple[Part, dict[str, Part]]:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-from decoding.spec import check_spec, open_keys
+from decoding.spec import check_spec, keys_of
 
 
 def vary(specs: Iterable[str], key: str, values: Sequence[str]) -> list[str]:
@@ -12,26 +12,27 @@ def vary(specs: Iterable[str], key: str, values: Sequence[str]) -> list[str]:
     >>> vary(["ntp", "sbd:block_size=8"], "entropy_bound", ["0", "0.1"])
     ['ntp', 'sbd:block_size=8,entropy_bound=0', 'sbd:block_size=8,entropy_bound=0.1']
 
-    Raises ValueError if there is nothing to vary (an unknown key, one that every spec sets already, a missing value), or
-    if the key cannot have such a value.
+    Raises ValueError if there is nothing to vary: an unknown key, one that every spec sets already, a missing value.
     """
     specs = list(specs)
-    if not all(values):
+    if not key or not all(values):
         raise ValueError(f"vary must be KEY=VALUE,VALUE,..., got {key + '=' + ','.join(values)!r}")
-    keys = {spec: open_keys(spec) for spec in specs}
-    if not any(key in free for free in keys.values()):
-        sets = [spec for spec in specs if f",{key}=" in spec.replace(":", ",")]
-        if sets:
-            raise ValueError(f"vary: {' and '.join(sets)} sets {key} already")
+    keys = {spec: keys_of(spec) for spec in specs}
+    free = {
+        spec: keys[spec] - {part.partition("=")[0].strip() for part in spec.partition(":")[2].split(",")}
+        for spec in specs
+    }
+    if not any(key in names for names in free.values()):
         known = sorted(set().union(*keys.values()))
+        if key in known:
+            raise ValueError(f"vary: {' and '.join(s for s in specs if key in keys[s])} sets {key} already")
         near = difflib.get_close_matches(key, known, 1)
         guess = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(known)}" if known else "it has none"
         raise ValueError(f"vary: {key!r} is no key of {' or '.join(specs)}; {guess}")
-    varied = [
-        f"{spec}{',' if ':' in spec else ':'}{key}={value}" if key in keys[spec] else spec
-        for spec in specs
-        for value in (values if key in keys[spec] else values[:1])
-    ]
+    varied = []
+    for spec in specs:
+        start = f"{spec}{',' if ':' in spec else ':'}{key}="
+        varied += [start + value for value in values] if key in free[spec] else [spec]
     for spec in varied:
         check_spec(spec)
     return varied

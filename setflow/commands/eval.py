@@ -8,6 +8,7 @@ import typer
 
 from decoding.checks import check_count, check_range
 from eval import variations
+from eval.files import in_folder
 from eval.known_tasks import expand_tasks, find_data
 from setflow.commands.settings import (
     DecoderSpec,
@@ -158,19 +159,19 @@ def sweep(
     """
     _need_lm_eval()
     need_extra("eval", ("matplotlib",))
+    file = in_folder(out, name, "jsonl")
     specs = list(decoder or SWEPT)
     for spec in specs:
         check_names(model, spec, dtype)
     for text in vary or ():
-        specs = variations.vary(specs, *_key_and_values(text))
+        key, _, values = text.partition("=")
+        specs = variations.vary(specs, key, values.split(","))
     names, limit = _check_settings(tasks, data, limit, batch_size, device)
     if control is not None:
         find_source(control)
-    from eval.files import in_folder
     from eval.report import write_report
     from eval.sweep import Settings, make_cells, run_sweep
 
-    file = in_folder(out, name, "jsonl")
     path, weights = _source(model, dtype)
     models = {_name(model): (path, specs)}
     if control is not None:
@@ -192,8 +193,8 @@ def sweep(
 def report(folder: Annotated[Path, typer.Argument(help="Folder of sweeps.")] = Path("build/report")) -> None:
     """Write report.md and its figures anew from the sweeps and traces in a folder."""
     need_extra("eval", ("matplotlib",))
-    if not list(folder.glob("*.jsonl")):  # said before anything heavy is imported
-        raise ValueError(f"folder {str(folder)!r} has no sweep, that is no *.jsonl file")
+    if not folder.is_dir():
+        raise ValueError(f"folder {str(folder)!r} does not exist, so it has no sweep")
     from eval.report import find_sweeps, write_report
 
     if not find_sweeps(folder):
@@ -262,14 +263,6 @@ def _check_settings(
         check_count("batch_size", int(batch_size) if batch_size.isdigit() else batch_size)
     check_device(device)
     return expand_tasks(tasks.split(",")), int(limit) if limit is not None and limit >= 1 else limit
-
-
-def _key_and_values(text: str) -> tuple[str, list[str]]:
-    """What ``--vary KEY=VALUE,VALUE`` says."""
-    key, equals, values = text.partition("=")
-    if not equals or not values:
-        raise ValueError(f"vary must be KEY=VALUE,VALUE,..., got {text!r}")
-    return key, values.split(",")
 
 
 def _need_lm_eval() -> None:

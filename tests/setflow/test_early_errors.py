@@ -22,10 +22,7 @@ NAMES = [  # what each command that decodes says about model, decoder and dtype
     (["--decoder", "sdb"], "unknown decoder 'sdb', did you mean 'sbd'?"),
     (["--decoder", "sbd:blok_size=4"], "unknown key 'blok_size', did you mean 'block_size'?"),
     (["--decoder", "sbd:block_size=0"], "block_size must be a whole number of at least 1, got 0"),
-    (
-        ["--decoder", "sbd-lossless:draft=nothing"],
-        "draft must be one of 'mask', 'prompt_lookup', 'both', got 'nothing'",
-    ),
+    (["--decoder", "sbd-lossless:block_size=1"], "block_size must be a whole number of at least 2, got 1"),
     (["--decoder", "sbd:entropy_bound=-1"], "entropy_bound must be a number"),
     (["--decoder", "rpt:window=1"], "window must be"),
     (["--decoder", "dfm:path=msk"], "path must be one of 'mask', 'uniform', got 'msk'"),
@@ -33,7 +30,7 @@ NAMES = [  # what each command that decodes says about model, decoder and dtype
     (["--model", "no-such-folder"], "model 'no-such-folder' does not exist"),
     (["--model", "./no/such"], "model './no/such' does not exist"),
     (["--model", "FILE"], "is a file; give the folder that holds it"),
-    (["--model", "EMPTY"], "is a folder without config.json"),
+    (["--model", "EMPTY"], "has no config.json, so there is no model in it"),
     (["--dtype", "fp8"], "dtype must be one of bf16, fp32, got 'fp8'"),
 ]
 OTHERS = [
@@ -46,7 +43,7 @@ OTHERS = [
     (["eval", "--batch-size", "many"], "batch_size must be a whole number"),
     (["eval", "--device", "gpu"], "device must be one of cpu, cuda"),
     (["eval", "sweep", "--vary", "block_size"], "vary must be KEY=VALUE"),
-    (["eval", "sweep", "--vary", "block_sise=4"], "did you mean 'block_size'?"),
+    (["eval", "sweep", "--vary", "block_sise=4"], "vary: 'block_sise' is no key of"),
     (["eval", "sweep", "--vary", "order=left"], "order must be one of"),
     (["eval", "sweep", "--control", "./no/such"], "model './no/such' does not exist"),
     (["eval", "report", "./no/such"], "has no sweep"),
