@@ -97,7 +97,7 @@ def test_what_other_keys_rule_out_is_said_then_too(recipe, changes, message):
     ],
 )
 def test_what_transformers_refuses_is_said_before_anything_is_loaded(recipe, monkeypatch, settings):
-    monkeypatch.setattr("finetune.run._load", lambda *arguments, **named: pytest.fail("it was loaded"))
+    monkeypatch.setattr("finetune.run.load_tokenizer", lambda *arguments, **named: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match="^training: .") as refusal:
         finetune(recipe(training=settings))
     assert "\n" not in str(refusal.value)
@@ -112,8 +112,7 @@ def test_defaults_may_be_written_out(recipe):
     assert arguments.save_strategy == arguments.eval_strategy == "no"
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "gated"])
-@pytest.mark.parametrize("metric", [None, "eval_texts_loss", "objective_loss"])
+@pytest.mark.parametrize(("kind", "metric"), [("full", None), ("lora", "eval_texts_loss"), ("gated", "objective_loss")])
 def test_the_best_checkpoint_is_what_is_saved(recipe, tmp_path, monkeypatch, kind, metric):
     """Where figures get worse after the second step the weights of that are saved, in a run started again, too."""
     evaluate = ObjectiveTrainer.evaluate
@@ -124,9 +123,9 @@ def test_the_best_checkpoint_is_what_is_saved(recipe, tmp_path, monkeypatch, kin
     monkeypatch.setattr(ObjectiveTrainer, "evaluate", worse)
     save, saved = run._save, []
 
-    def look(recipe, model, *arguments):
+    def look(recipe, objective, model, *arguments):
         saved.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
-        save(recipe, model, *arguments)
+        save(recipe, objective, model, *arguments)
 
     monkeypatch.setattr(run, "_save", look)
     training = {"load_best_model_at_end": True, "save_total_limit": 1, "max_grad_norm": 0.1, **EVALUATED}
