@@ -1,21 +1,26 @@
 """Training text from the model itself, so that its next-token mode does not move while it learns to draft.
 
 Greedy or sampled continuations of prompts, one JSON line each, through vLLM where it is installed and transformers
-elsewhere. A run that was stopped goes on behind its last line, and gives what it would have given in one go.
+elsewhere. A run that was stopped goes on behind its last whole line, and gives what it would have given in one go.
 """
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from decoding.checks import check_count, check_range
 from decoding.loading import load_tokenizer, load_weights, weights_of
+from finetune.continued import keep_settings, kept_settings, locked, whole_records
 from finetune.interrupts import full_disk_named
+from finetune.prompts import Prompt, answered, read_prompts
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Distillation:
 
     model: folder or hub name. output: the JSONL file to write.
     prompts: a JSONL file whose lines have ``messages`` (answered from the last turn of the user on), ``prompt``, or
-        ``text``, of which the first ``prompt_tokens`` tokens are taken; None samples whole texts from the BOS token on.
+        ``text``, of which the first ``prompt_tokens`` tokens are taken; or the columns of alpaca or sharegpt, as
+        ``finetune.documents.Encoder`` has them. None samples whole texts from the BOS token on.
     samples: number of texts. batch_size: texts at once. max_new_tokens: per text.
     temperature: 1 samples the model's own law, 0 is greedy. seed: together with a text's number it decides the batch.
     """
@@ -51,109 +57,116 @@ class Distillation:
 Generator = Callable[[list[list[int]], int], list[list[int]]]
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids, and the fields of the record that they came from."""
-
-    ids: list[int]
-    record: dict
-
-
 def distill(
     settings: Distillation, generator: Generator | None = None, advance: Callable[[int], None] = lambda n: None
 ) -> int:
     """Write the samples of ``settings`` into its output file; returns how many were there already.
 
     Each line has what it was made from and what the model said, in the form that a recipe's ``data`` takes: "text",
-    "prompt" and "completion", or "messages"; and "complete", false if ``max_new_tokens`` cut it off. ``advance`` is told
-    of every batch that is done, as a number of texts. Raises ValueError for prompts or a file that make no sense.
+    "prompt" and "completion", or "messages" with what else the chat template asked for; and "complete", false if
+    ``max_new_tokens`` cut it off. A file that is there is continued behind its last whole record, with the texts that it
+    would have got in one go; beside it the settings are kept. ``advance`` is told of every batch that is done, as a number
+    of texts. Raises ValueError for prompts or a file that make no sense, for a file of other settings, and while another
+    run writes the file.
     """
     tokenizer = load_tokenizer(settings.model)
     path = Path(settings.output)
-    done = _whole_lines(path)
-    if done < settings.samples and done % settings.batch_size:
-        raise ValueError(f"batch_size: {settings.output!r} holds {done} lines, no multiple of {settings.batch_size}")
-    advance(min(done, settings.samples))
-    if done >= settings.samples:
-        return done
-    prompts = list(islice(_prompts(settings, tokenizer), done, settings.samples))
-    if done + len(prompts) < settings.samples:
-        raise ValueError(
-            f"prompts: {settings.prompts!r} holds {done + len(prompts)} prompts, fewer than samples {settings.samples}"
-        )
-    generator = generator or make_generator(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(settings.output), path.open("a", encoding="utf-8") as file:
-        for start in range(0, len(prompts), settings.batch_size):
-            batch = prompts[start : start + settings.batch_size]
-            seed = (settings.seed * 1_000_003 + done + start) % 2**31
-            for prompt, ids in zip(batch, generator([prompt.ids for prompt in batch], seed), strict=True):
-                file.write(json.dumps(_record(tokenizer, prompt, ids), ensure_ascii=False) + "\n")
-            file.flush()
-            advance(len(batch))
+    with _named_failures(settings.output), locked("output", path):
+        done = whole_records("output", path)
+        identity = _identity(settings)
+        if done and (kept := kept_settings(path)) is not None:
+            _check_same(settings, identity, kept)
+        advance(min(done, settings.samples))
+        if done >= settings.samples:
+            return done
+        begun = done % settings.batch_size  # texts of a batch whose others are missing: it is drawn again as a whole
+        prompts = list(islice(_prompts(settings, tokenizer), done - begun, settings.samples))
+        if done - begun + len(prompts) < settings.samples:
+            raise ValueError(
+                f"prompts: {settings.prompts!r} holds {done - begun + len(prompts)} prompts, fewer than samples "
+                f"{settings.samples}"
+            )
+        generator = generator or make_generator(settings)
+        keep_settings(path, identity)
+        with path.open("a", encoding="utf-8") as file:
+            for start in range(0, len(prompts), settings.batch_size):
+                batch = prompts[start : start + settings.batch_size]
+                seed = (settings.seed * 1_000_003 + done - begun + start) % 2**31
+                said = generator([prompt.ids for prompt in batch], seed)
+                there = begun if start == 0 else 0
+                for prompt, ids in list(zip(batch, said, strict=True))[there:]:
+                    file.write(json.dumps(answered(prompt, ids, tokenizer), ensure_ascii=False) + "\n")
+                file.flush()
+                advance(len(batch) - there)
     return done
 
 
-def _record(tokenizer, prompt: Prompt, ids: list[int]) -> dict:
-    complete = {"complete": bool(ids) and ids[-1] == tokenizer.eos_token_id}
-    # Decoded together and cut: some tokenizers show the first token of a text without its space.
-    given = tokenizer.decode(prompt.ids, skip_special_tokens=True)
-    completion = tokenizer.decode([*prompt.ids, *ids], skip_special_tokens=True)[len(given) :]
-    if "messages" in prompt.record:
-        return {"messages": [*prompt.record["messages"], {"role": "assistant", "content": completion}], **complete}
-    if "prompt" in prompt.record:
-        return {"prompt": prompt.record["prompt"], "completion": completion, **complete}
-    return {"text": given + completion, **complete}
+def _prompts(settings: Distillation, tokenizer) -> Iterable[Prompt]:
+    if settings.prompts is not None:
+        return read_prompts(settings.prompts, settings.prompt_tokens, tokenizer)
+    if tokenizer.bos_token_id is None:
+        raise ValueError("prompts: the tokenizer has no BOS token to start from; name a file of prompts")
+    return repeat(Prompt([tokenizer.bos_token_id], {}))
 
 
-def _prompts(settings: Distillation, tokenizer) -> Iterator[Prompt]:
-    if settings.prompts is None:
-        if tokenizer.bos_token_id is None:
-            raise ValueError("prompts: the tokenizer has no BOS token to start from; name a file of prompts")
-        while True:
-            yield Prompt([tokenizer.bos_token_id], {})
+@contextmanager
+def _named_failures(output: str) -> Iterator[None]:
     try:
-        lines = Path(settings.prompts).read_text(encoding="utf-8").splitlines()
+        with full_disk_named(output, "text"):
+            yield
+    except OSError as error:
+        raise ValueError(f"output: {output!r} cannot be written: {error.strerror or error}") from error
+
+
+def _identity(settings: Distillation) -> dict[str, Any]:
+    """What decides the texts, wherever the files lie; neither their number nor how many are made at once."""
+    folder = Path(settings.model)
+    model = str(folder.resolve()) if folder.is_dir() else settings.model
+    identity = {"model": model, "prompts": settings.prompts}
+    for name in ("max_new_tokens", "temperature", "seed"):
+        identity[name] = getattr(settings, name)
+    if settings.prompts is not None:
+        data = _prompt_bytes(settings.prompts)
+        identity |= {
+            "prompt_tokens": settings.prompt_tokens,
+            "prompts_bytes": len(data),
+            "prompts_sha256": _sha256(data),
+        }
+    return identity
+
+
+def _check_same(settings: Distillation, wanted: dict[str, Any], kept: dict[str, Any]) -> None:
+    """Raise ValueError unless ``kept`` decides the same texts; prompts may have been added at the end of their file."""
+    content = ("prompts_bytes", "prompts_sha256")
+    changed = [
+        f"{name} was {kept.get(name)!r} and is {wanted.get(name)!r}"
+        for name in dict.fromkeys((*kept, *wanted))
+        if name not in ("prompts", *content) and kept.get(name) != wanted.get(name)
+    ]
+    if (kept.get("prompts") is None) != (settings.prompts is None):
+        changed.append(f"prompts was {kept.get('prompts')!r} and is {settings.prompts!r}")
+    elif settings.prompts is not None:
+        before = _prompt_bytes(settings.prompts)[: kept.get("prompts_bytes")]
+        if _sha256(before) != kept.get("prompts_sha256"):
+            changed.append(f"the prompts in {settings.prompts!r} are not those that were in {kept['prompts']!r}")
+    if changed:
+        raise ValueError(
+            f"output: {settings.output!r} holds texts of other settings: {'; '.join(changed)}. Give another output, or "
+            f"remove the file to start anew"
+        )
+
+
+def _prompt_bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"prompts: the file {settings.prompts!r} does not exist") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            yield _prompt(json.loads(line), settings.prompt_tokens, tokenizer)
-        except (KeyError, TypeError, json.JSONDecodeError):
-            raise ValueError(
-                f"prompts: line {number} of {settings.prompts!r} has neither 'messages' nor 'prompt' nor 'text'"
-            ) from None
+        raise ValueError(f"prompts: the file {path!r} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"prompts: {path!r} cannot be read: {error.strerror}") from None
 
 
-def _prompt(record: dict, prompt_tokens: int, tokenizer) -> Prompt:
-    """Raises KeyError if the record has none of the fields."""
-    if "messages" in record:
-        asked = max((i for i, message in enumerate(record["messages"], 1) if message["role"] == "user"), default=None)
-        if asked is None:
-            raise KeyError("user")
-        messages = record["messages"][:asked]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return Prompt(tokenizer(text, add_special_tokens=False)["input_ids"], {"messages": messages})
-    if "prompt" in record:
-        return Prompt(_without_eos(tokenizer(record["prompt"])["input_ids"], tokenizer), {"prompt": record["prompt"]})
-    return Prompt(_without_eos(tokenizer(record["text"])["input_ids"], tokenizer)[:prompt_tokens], {})
-
-
-def _without_eos(ids: list[int], tokenizer) -> list[int]:
-    """Some tokenizers end every text with EOS, behind which there is nothing to say."""
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-
-
-def _whole_lines(path: Path) -> int:
-    """The number of whole lines in ``path``; a last line that was cut off is taken away."""
-    if not path.is_file():
-        return 0
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return data[:whole].count(b"\n")
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def make_generator(settings: Distillation) -> Generator:

@@ -52,15 +52,15 @@ class SaveOnInterrupt(TrainerCallback):
 
 
 @contextmanager
-def full_disk_named(folder: str) -> Iterator[None]:
-    """Turn the many forms in which a full disk shows into one ValueError that names ``folder``."""
+def full_disk_named(output: str, whole: str = "checkpoint") -> Iterator[None]:
+    """Turn the many forms in which a full disk shows into one ValueError that names ``output``."""
     try:
         yield
     except Exception as error:  # safetensors and torch.save have exceptions of their own for it
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if is_full or any(sign in str(error) for sign in FULL_DISK):
             raise ValueError(
-                f"the disk of output folder {folder!r} is full: free some space and give the same command again, the run "
-                f"goes on from its last whole checkpoint"
+                f"the disk of output {output!r} is full: free some space and give the same command again, the run goes on "
+                f"from its last whole {whole}"
             ) from error
         raise

@@ -33,7 +33,7 @@ class Recipe:
     data: sources, mixed in proportion to their length: files, hub names, or mappings with the fields of
         ``finetune.sources.Source``. What a record may look like is in ``finetune.documents.Encoder``.
     held_out: sources on which losses are measured, each reported under its file name; or a share of ``data``, such as
-        0.02, that is kept from training.
+        0.02, that is kept from training. A held-out text is not trained on, wherever else it stands in ``data``.
     model: folder or hub name of the model to start from; absent if ``new_model`` is given.
     new_model: keyword arguments of LlamaConfig for a model trained from scratch, with ``tokenizer``.
     tokenizer: folder or hub name; by default the model's own.
@@ -42,7 +42,7 @@ class Recipe:
     tuning: what is trained, the fields of ``finetune.tuning.Tuning``; by default all weights.
     mask_init: what a new mask token's embedding starts from: "mean" of all rows, or "random".
     sequence_length: tokens in a packed row.
-    streaming: read the data while training instead of before; needs training.max_steps.
+    streaming: read the data while training instead of before, in another order in each epoch; needs training.max_steps.
     decoder: decoder spec that the model is saved with as its default.
     measure: what is measured on ``held_out`` at each evaluation and for the model card, the fields of
         ``finetune.measure.Measure``.

@@ -106,7 +106,7 @@ def distill_data(
 ) -> None:
     """Write a model's own texts as training data, so that its next-token mode does not move while it learns to draft.
 
-    Uses vLLM where it is installed. Stop it at any time: the same command goes on from the last whole batch.
+    Uses vLLM where it is installed. Stop it at any time: the same command goes on from the last whole text.
     """
     need_extra("train", TRAIN)
     check_source(model)

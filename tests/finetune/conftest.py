@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from finetune import load_recipe
+from finetune.distill import Distillation
+from tests.conftest import EOS
 
 TEXTS = [
     f"the {word} ate the {other}." for word in ("cat", "dog", "hen", "fox") for other in ("bread", "corn", "fish")
@@ -68,3 +70,35 @@ def recipe_path(tmp_path, data, tokenizer):
 def recipe(recipe_path):
     """``recipe(**changes)``: the same, loaded."""
     return lambda *arguments, **changes: load_recipe(recipe_path(*arguments, **changes))
+
+
+@pytest.fixture
+def folder(fresh_model, tokenizer, tmp_path):
+    """A random model with an EOS, and its tokenizer, in a folder."""
+    model = fresh_model("llama", eos_token_id=EOS, initializer_range=0.05)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def settings(folder, tmp_path):
+    """``settings(records, **changes)``: six short samples, of prompts if ``records`` are given."""
+
+    def make(*records: dict, **changes) -> Distillation:
+        given = {"model": folder, "output": str(tmp_path / "own.jsonl"), "samples": 6, "batch_size": 2}
+        if records:
+            (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            given["prompts"] = str(tmp_path / "prompts.jsonl")
+        return Distillation(**given | {"max_new_tokens": 12} | changes)
+
+    return make
+
+
+def lines(settings: Distillation) -> list[dict]:
+    return [json.loads(line) for line in open(settings.output, encoding="utf-8")]
+
+
+def saying(*ids: int):
+    """A generator that always says this."""
+    return lambda prompts, seed: [list(ids) for _ in prompts]

@@ -1,45 +1,12 @@
 """Self-distillation data: the model's own law, resumable, and in the form that recipes take."""
 
-import json
-
 import pytest
 import torch
 
 from finetune.data import Source, load_documents
-from finetune.distill import Distillation, distill, make_generator
+from finetune.distill import distill, make_generator
 from tests.conftest import BOS, EOS, PAD
-
-
-@pytest.fixture
-def folder(fresh_model, tokenizer, tmp_path):
-    """A random model with an EOS, and its tokenizer, in a folder."""
-    model = fresh_model("llama", eos_token_id=EOS, initializer_range=0.05)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
-
-
-@pytest.fixture
-def settings(folder, tmp_path):
-    """``settings(records, **changes)``: six short samples, of prompts if ``records`` are given."""
-
-    def make(*records: dict, **changes) -> Distillation:
-        given = {"model": folder, "output": str(tmp_path / "own.jsonl"), "samples": 6, "batch_size": 2}
-        if records:
-            (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-            given["prompts"] = str(tmp_path / "prompts.jsonl")
-        return Distillation(**given | {"max_new_tokens": 12} | changes)
-
-    return make
-
-
-def lines(settings: Distillation) -> list[dict]:
-    return [json.loads(line) for line in open(settings.output, encoding="utf-8")]
-
-
-def saying(*ids: int):
-    """A generator that always says this."""
-    return lambda prompts, seed: [list(ids) for _ in prompts]
+from tests.finetune.conftest import lines, saying
 
 
 def test_whole_texts_are_sampled_from_bos_on(settings):
@@ -133,9 +100,9 @@ def test_mistakes_in_files_are_named(settings, tmp_path):
         distill(settings({"prompt": "a"}, {"story": "b"}, samples=2), saying(5))
     with pytest.raises(ValueError, match="holds 1 prompts, fewer than samples 6"):
         distill(settings({"prompt": "a"}), saying(5))
-    (tmp_path / "own.jsonl").write_text("{}\n{}\n{}\n")
-    with pytest.raises(ValueError, match="batch_size: .* holds 3 lines"):
-        distill(settings(), saying(5))
+    (tmp_path / "own.jsonl").write_text("{}\n{]\n{}\n")
+    with pytest.raises(ValueError, match="output: '.*own.jsonl' cannot be continued: line 2 is not JSON"):
+        distill(settings({"prompt": "a"}), saying(5))
 
 
 def test_padding_is_no_part_of_a_text(settings):
