@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
 from setflow.commands.settings import DTYPES, parse_dtype, typed_command
 
 if TYPE_CHECKING:
@@ -167,6 +168,71 @@ def memory(
     with results:
         results.describe(shape=SHAPE, device=device)
         for row in measure_memory(specs, new_tokens, device):
+            results.take(row)
+
+
+@app.command()
+def engine(
+    shape: Annotated[
+        str, typer.Option(help=f"{', '.join(SHAPES)}, or a folder or hub name with a config.json.")
+    ] = "embedded",
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="May be given several times; 1, 8 and 32 by default.")
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Tokens in the cache; may be given several times; 256 and 2048 by default, where the model has room.",
+        ),
+    ] = None,
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Rows of a sequence; may be given several times; powers of 2 to 128 by default."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Most runs of each forward; medians are reported.")] = 10,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Of the texts that are timed.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each text; medians are reported.")] = 3,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Also time model.generate with a static cache, compiled.")
+    ] = False,
+    dtype: Dtype = "fp32",
+    device: Device = "cpu",
+    out: Out = OUT,
+    name: Name = "engine",
+    overwrite: Overwrite = False,
+) -> None:
+    """Milliseconds of a forward by batch, context and rows, against the speed of memory, on random weights."""
+    check_shape(shape)
+    check_bench(None, dtype, device, None, None)
+    results = results_in(out, name, overwrite)
+    import torch
+
+    from eval.bench.engine import (
+        check_compiled,
+        check_contexts,
+        copy_speed,
+        measure_forwards,
+        measure_texts,
+        weight_bytes,
+    )
+
+    place, config = torch.device(device), find_shape(shape)
+    if compile:
+        check_compiled(place)
+    counts = rows or (1, 2, 4, 8, 16, 32, 64, 128)
+    room = config.max_position_embeddings - max(*counts, new_tokens)
+    contexts = context or [known for known in (256, 2048) if known <= room]
+    check_contexts(config, contexts, max(counts), "rows")
+    check_contexts(config, contexts, new_tokens, "new tokens")
+    with results:
+        torch.manual_seed(0)
+        model, copied = random_model(config, parse_dtype(dtype), place), copy_speed(place)
+        weights = {"weight_gigabytes": round(weight_bytes(model) / 1e9, 4), "copy_gigabytes_per_second": copied}
+        results.describe(model, shape=shape, repeats=repeats, new_tokens=new_tokens, rounds=rounds, **weights)
+        for row in measure_texts(model, contexts, copied, new_tokens, rounds, compile):
+            results.take(row)
+        for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copied, repeats):
             results.take(row)
 
 

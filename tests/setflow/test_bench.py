@@ -76,3 +76,30 @@ def test_memory(setflow, tmp_path):
     stock, ours = json.loads((tmp_path / "memory.json").read_text())["rows"]
     assert (stock["decoder"], ours["decoder"]) == ("generate", "ntp") and stock["relative_to_generate"] == 1
     assert 0.5 < ours["relative_to_generate"] < 2
+
+
+def test_engine(setflow, folder, tmp_path):
+    shown = ("--shape", folder, "--out", str(tmp_path), "--batch-size", "2", "--context", "9", "--rows", "3")
+    code, out, err = setflow("bench", "engine", *shown, "--repeats", "1", "--rounds", "1", "--new-tokens", "4")
+    assert code == 0, err
+    file = json.loads((tmp_path / "engine.json").read_text())
+    assert [row["what"] for row in file["rows"]] == ["model.generate", "ntp", "forward", "forward"]
+    assert [(row["batch_size"], row["context"], row["rows"]) for row in file["rows"][2:]] == [(2, 9, 1), (2, 9, 3)]
+    assert file["settings"]["shape"] == folder and file["settings"]["copy_gigabytes_per_second"] > 0
+    assert json.loads(out.splitlines()[-1]) == file and "slowdown" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--shape", "gpt"), "shape 'gpt' is none of"),
+        (("--compile",), "compile: "),
+        (("--context", "600", "--rows", "4"), "context must be at most 508"),
+        (("--context", "500", "--rows", "4"), "context must be at most 448"),
+        (("--dtype", "fp8"), "dtype must be one of"),
+    ],
+)
+def test_what_engine_cannot_measure_is_named(setflow, tmp_path, arguments, said):
+    code, out, err = setflow("bench", "engine", "--out", str(tmp_path), *arguments)
+    assert code == 2 and said in err and out == ""
+    assert not list(tmp_path.iterdir())

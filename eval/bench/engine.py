@@ -1,0 +1,215 @@
+"""What the engine's forwards cost by batch, context and rows, and what next-token decoding makes of one row.
+
+A forward at a small batch waits for the weights: on an idle device it takes as long as reading them once, whatever the
+number of rows, until the arithmetic of the rows takes longer. How many rows ride for nothing decides what decoding several
+tokens at a time can gain. So each time is also told as gigabytes of weights per second, beside what a plain copy reaches.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from decoding import Engine, decoder_from_spec
+from decoding.forward.cache import SlotCache
+from decoding.forward.rows import RowList
+from eval.devices import clock
+
+POINT_SECONDS = 1.0  # for one number, after what warms up; what is slower is run fewer times
+COPIED = {"cuda": 2**30, "cpu": 2**26}  # bytes, many times what a cache holds
+Row = dict[str, Any]
+
+
+def measure_forwards(
+    model: PreTrainedModel,
+    batch_sizes: Iterable[int],
+    contexts: Iterable[int],
+    rows: Iterable[int],
+    copied: float,
+    repeats: int = 10,
+) -> Iterator[Row]:
+    """Yield the median milliseconds of one step of the engine, for each batch size, context and number of rows.
+
+    A step packs the rows, moves them to the device, runs them behind so many tokens in the cache, and the head on one row of
+    each sequence, as when decoding. One row is measured in any case: ``slowdown`` is relative to it.
+
+    copied: gigabytes per second of :func:`copy_speed`. Raises ValueError, before anything is measured,
+    if a context leaves the model no room for the rows. A point that does not fit into memory gives a row that says so.
+    """
+    counts, contexts = sorted({1, *rows}), list(contexts)
+    check_contexts(model.config, contexts, counts[-1], "rows")
+    speed = _WeightSpeed(model, copied)
+    for batch_size in batch_sizes:
+        for context in contexts:
+            seconds = _forward_seconds(model, batch_size, context, counts, repeats)
+            for count in counts:
+                row = {"what": "forward", "batch_size": batch_size, "context": context, "rows": count}
+                if count not in seconds:
+                    yield row | {"out_of_memory": True}
+                    continue
+                taken = seconds[count]
+                row |= {"milliseconds": round(1e3 * taken, 3), "slowdown": round(taken / seconds[1], 3)}
+                yield row | speed.of(taken)
+
+
+def _forward_seconds(
+    model: PreTrainedModel, batch_size: int, context: int, counts: list[int], repeats: int
+) -> dict[int, float]:
+    """The median seconds of a step by its rows; the numbers of rows take turns. What does not fit into memory is left out."""
+    engine = Engine(model, cache_chunk=context + counts[-1])  # so that a cache is allocated once
+    runs: dict[int, Callable[[], float]] = {}
+    try:
+        cache = _filled_cache(engine, batch_size, context)
+        for count in counts:
+            run = _step(engine, cache, batch_size, context, count)
+            run()  # warms up
+            runs[count] = run
+    except torch.OutOfMemoryError:  # what has more rows would not fit either
+        pass
+    found = {count: [] for count in runs}
+    started = time.perf_counter()
+    for _ in range(repeats):
+        for count, run in runs.items():
+            found[count].append(run())
+        if time.perf_counter() - started > POINT_SECONDS * len(counts):
+            break
+    return {count: statistics.median(seconds) for count, seconds in found.items()}
+
+
+def _filled_cache(engine: Engine, batch_size: int, context: int) -> SlotCache:
+    """A cache with noise in every slot: the time of a forward does not depend on what they hold."""
+    cache = engine.new_cache(batch_size)
+    _step(engine, cache, batch_size, context, 1)()
+    for layer in cache.layers:
+        layer.keys.normal_()
+        layer.values.normal_()
+    return cache
+
+
+def _step(engine: Engine, cache: SlotCache, batch_size: int, context: int, count: int) -> Callable[[], float]:
+    """Seconds of one step, as a function to call again and again."""
+    lists = [RowList() for _ in range(batch_size)]
+    for rows in lists:
+        rows.add_causal([1] * count, context)
+
+    def run() -> float:
+        started = clock(engine.device)
+        step = engine.step(lists, cache)
+        engine.head(step.hidden_states[:, -1])
+        return clock(engine.device) - started
+
+    return run
+
+
+def measure_texts(
+    model: PreTrainedModel,
+    contexts: Iterable[int],
+    copied: float,
+    new_tokens: int = 64,
+    rounds: int = 3,
+    compiled: bool = False,
+) -> Iterator[Row]:
+    """Yield tokens per second at batch 1, behind a prompt of each of ``contexts``: stock ``generate``, and our ``ntp``.
+
+    They take turns, after a run of each that warms up; figures are medians over ``rounds`` and count the time of the prompt.
+    compiled: also stock ``generate`` with a static cache, which it then compiles; only on a GPU, ValueError elsewhere.
+    """
+    contexts, device = list(contexts), model.device
+    check_contexts(model.config, contexts, new_tokens, "new tokens")
+    contenders: dict[str, dict[str, Any]] = {"model.generate": {}, "ntp": {"custom_generate": decoder_from_spec("ntp")}}
+    if compiled:
+        check_compiled(device)
+        contenders["model.generate, static cache, compiled"] = {"cache_implementation": "static"}
+    speed = _WeightSpeed(model, copied)
+    for context in contexts:
+        ids = torch.randint(model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)).to(
+            device
+        )
+        found: dict[str, list[float]] = {name: [] for name in contenders}
+        for round_ in range(rounds + 1):
+            for name, settings in contenders.items():
+                seconds = _text_seconds(model, ids, new_tokens, settings)
+                if round_:  # the first warms up
+                    found[name].append(seconds / new_tokens)
+        stock = found["model.generate"]
+        for name, seconds in found.items():
+            per_token = statistics.median(seconds)
+            yield {
+                "what": name,
+                "batch_size": 1,
+                "context": context,
+                "rows": 1,
+                "milliseconds": round(1e3 * per_token, 3),
+                **speed.of(per_token),
+                "tokens_per_second": round(1 / per_token, 1),
+                "speed_up": round(statistics.median(a / b for a, b in zip(stock, seconds, strict=True)), 3),
+            }
+
+
+def _text_seconds(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, settings: dict[str, Any]) -> float:
+    started = clock(model.device)
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, **settings
+    )
+    seconds = clock(model.device) - started
+    assert output.shape[1] == ids.shape[1] + new_tokens
+    return seconds
+
+
+class _WeightSpeed:
+    """A time per forward as gigabytes of weights per second."""
+
+    def __init__(self, model: PreTrainedModel, copied: float):
+        self.gigabytes, self.copied = weight_bytes(model) / 1e9, copied
+
+    def of(self, seconds: float) -> Row:
+        speed = self.gigabytes / seconds
+        return {"weight_gigabytes_per_second": round(speed, 2), "share_of_copy": round(speed / self.copied, 3)}
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of weights that a forward reads: all but an embedding table that is not the head as well."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    skipped = 0 if table is head else table.nbytes
+    return sum(parameter.nbytes for parameter in model.parameters()) - skipped
+
+
+def copy_speed(device: torch.device, repeats: int = 10) -> float:
+    """Gigabytes per second of a copy within the memory of ``device``, read and written; the median of ``repeats``."""
+    source = torch.ones(COPIED.get(device.type, COPIED["cpu"]), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def run() -> float:
+        started = clock(device)
+        target.copy_(source)
+        return clock(device) - started
+
+    return round(2 * source.nbytes / _median_seconds(run, repeats) / 1e9, 1)
+
+
+def _median_seconds(run: Callable[[], float], repeats: int) -> float:
+    """The median of what ``run`` returns, called once to warm up and then ``repeats`` times, or for POINT_SECONDS."""
+    run()
+    found, started = [], time.perf_counter()
+    while len(found) < repeats and (not found or time.perf_counter() - started < POINT_SECONDS):
+        found.append(run())
+    return statistics.median(found)
+
+
+def check_contexts(config: PretrainedConfig, contexts: Iterable[int], more: int, named: str) -> None:
+    """Raise ValueError if ``more`` tokens behind one of ``contexts`` leave the positions that the model has."""
+    most = config.max_position_embeddings
+    for context in contexts:
+        if context + more > most:
+            raise ValueError(
+                f"context must be at most {most - more}, the {most} positions of the model less {more} {named}, got {context}"
+            )
+
+
+def check_compiled(device: torch.device) -> None:
+    """Raise ValueError where ``generate`` with a static cache is not compiled."""
+    if device.type != "cuda":
+        raise ValueError(f"compile: transformers compiles generate on a GPU alone, and device is {device.type!r}")
