@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from decoding import Engine, decoder_from_spec
 from decoding.forward.cache import SlotCache
@@ -28,7 +28,7 @@ def measure_forwards(
     batch_sizes: Iterable[int],
     contexts: Iterable[int],
     rows: Iterable[int],
-    copy_speed: float,
+    copied: float,
     repeats: int = 10,
 ) -> Iterator[Row]:
     """Yield the median milliseconds of one step of the engine, for each batch size, context and number of rows.
@@ -36,13 +36,12 @@ def measure_forwards(
     A step packs the rows, moves them to the device, runs them behind so many tokens in the cache, and the head on one row of
     each sequence, as when decoding. One row is measured in any case: ``slowdown`` is relative to it.
 
-    copy_speed: gigabytes per second of :func:`copy_gigabytes_per_second`. Raises ValueError, before anything is measured,
+    copied: gigabytes per second of :func:`copy_speed`. Raises ValueError, before anything is measured,
     if a context leaves the model no room for the rows. A point that does not fit into memory gives a row that says so.
     """
     counts, contexts = sorted({1, *rows}), list(contexts)
-    for context in contexts:
-        check_context(model, context, counts[-1], "rows")
-    speed = _WeightSpeed(model, copy_speed)
+    check_contexts(model.config, contexts, counts[-1], "rows")
+    speed = _WeightSpeed(model, copied)
     for batch_size in batch_sizes:
         for context in contexts:
             seconds = _forward_seconds(model, batch_size, context, counts, repeats)
@@ -51,12 +50,9 @@ def measure_forwards(
                 if count not in seconds:
                     yield row | {"out_of_memory": True}
                     continue
-                slowdown = round(seconds[count] / seconds[1], 3)
-                yield (
-                    row
-                    | {"milliseconds": round(1e3 * seconds[count], 3), "slowdown": slowdown}
-                    | speed.of(seconds[count])
-                )
+                taken = seconds[count]
+                row |= {"milliseconds": round(1e3 * taken, 3), "slowdown": round(taken / seconds[1], 3)}
+                yield row | speed.of(taken)
 
 
 def _forward_seconds(
@@ -111,7 +107,7 @@ def _step(engine: Engine, cache: SlotCache, batch_size: int, context: int, count
 def measure_texts(
     model: PreTrainedModel,
     contexts: Iterable[int],
-    copy_speed: float,
+    copied: float,
     new_tokens: int = 64,
     rounds: int = 3,
     compiled: bool = False,
@@ -122,13 +118,12 @@ def measure_texts(
     compiled: also stock ``generate`` with a static cache, which it then compiles; only on a GPU, ValueError elsewhere.
     """
     contexts, device = list(contexts), model.device
-    for context in contexts:
-        check_context(model, context, new_tokens, "new tokens")
+    check_contexts(model.config, contexts, new_tokens, "new tokens")
     contenders: dict[str, dict[str, Any]] = {"model.generate": {}, "ntp": {"custom_generate": decoder_from_spec("ntp")}}
     if compiled:
         check_compiled(device)
         contenders["model.generate, static cache, compiled"] = {"cache_implementation": "static"}
-    speed = _WeightSpeed(model, copy_speed)
+    speed = _WeightSpeed(model, copied)
     for context in contexts:
         ids = torch.randint(model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)).to(
             device
@@ -167,12 +162,12 @@ def _text_seconds(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, se
 class _WeightSpeed:
     """A time per forward as gigabytes of weights per second."""
 
-    def __init__(self, model: PreTrainedModel, copy_speed: float):
-        self.gigabytes, self.copy_speed = weight_bytes(model) / 1e9, copy_speed
+    def __init__(self, model: PreTrainedModel, copied: float):
+        self.gigabytes, self.copied = weight_bytes(model) / 1e9, copied
 
     def of(self, seconds: float) -> Row:
         speed = self.gigabytes / seconds
-        return {"weight_gigabytes_per_second": round(speed, 2), "share_of_copy": round(speed / self.copy_speed, 3)}
+        return {"weight_gigabytes_per_second": round(speed, 2), "share_of_copy": round(speed / self.copied, 3)}
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
@@ -182,8 +177,8 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(parameter.nbytes for parameter in model.parameters()) - skipped
 
 
-def copy_gigabytes_per_second(device: torch.device, repeats: int = 10) -> float:
-    """What a copy within the memory of ``device`` moves, bytes read and bytes written; the median of ``repeats``."""
+def copy_speed(device: torch.device, repeats: int = 10) -> float:
+    """Gigabytes per second of a copy within the memory of ``device``, read and written; the median of ``repeats``."""
     source = torch.ones(COPIED.get(device.type, COPIED["cpu"]), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
@@ -204,13 +199,14 @@ def _median_seconds(run: Callable[[], float], repeats: int) -> float:
     return statistics.median(found)
 
 
-def check_context(model: PreTrainedModel, context: int, more: int, named: str) -> None:
-    """Raise ValueError if ``more`` tokens behind ``context`` leave the positions that the model has."""
-    most = model.config.max_position_embeddings
-    if context + more > most:
-        raise ValueError(
-            f"context must be at most {most - more}, the {most} positions of the model less {more} {named}, got {context}"
-        )
+def check_contexts(config: PretrainedConfig, contexts: Iterable[int], more: int, named: str) -> None:
+    """Raise ValueError if ``more`` tokens behind one of ``contexts`` leave the positions that the model has."""
+    most = config.max_position_embeddings
+    for context in contexts:
+        if context + more > most:
+            raise ValueError(
+                f"context must be at most {most - more}, the {most} positions of the model less {more} {named}, got {context}"
+            )
 
 
 def check_compiled(device: torch.device) -> None:

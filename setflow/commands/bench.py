@@ -174,8 +174,7 @@ def memory(
 @app.command()
 def engine(
     shape: Annotated[
-        str,
-        typer.Option(help=f"{', '.join(SHAPES)}, or a folder or hub name with a config.json."),
+        str, typer.Option(help=f"{', '.join(SHAPES)}, or a folder or hub name with a config.json.")
     ] = "embedded",
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="May be given several times; 1, 8 and 32 by default.")
@@ -184,7 +183,7 @@ def engine(
         list[int] | None,
         typer.Option(
             min=1,
-            help="Tokens in the cache; may be given several times; by default 256 and 2048, as far as the model has positions.",
+            help="Tokens in the cache; may be given several times; 256 and 2048 by default, where the model has room.",
         ),
     ] = None,
     rows: Annotated[
@@ -193,28 +192,30 @@ def engine(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Most runs of each forward; medians are reported.")] = 10,
     new_tokens: Annotated[int, typer.Option(min=1, help="Of the texts that are timed.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs over all texts; medians are reported.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each text; medians are reported.")] = 3,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Time model.generate with a static cache, compiled, as well.")
+        bool, typer.Option("--compile", help="Also time model.generate with a static cache, compiled.")
     ] = False,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
-    name: Annotated[str, typer.Option(help="Name of the JSON file.")] = "engine",
+    name: Name = "engine",
+    overwrite: Overwrite = False,
 ) -> None:
     """Milliseconds of a forward by batch, context and rows, against the speed of memory, on random weights."""
     check_shape(shape)
-
+    check_bench(None, dtype, device, None, None)
+    results = results_in(out, name, overwrite)
     import torch
 
     from eval.bench.engine import (
         check_compiled,
-        copy_gigabytes_per_second,
+        check_contexts,
+        copy_speed,
         measure_forwards,
         measure_texts,
         weight_bytes,
     )
-    from eval.bench.results import Results
 
     place, config = torch.device(device), find_shape(shape)
     if compile:
@@ -222,15 +223,16 @@ def engine(
     counts = rows or (1, 2, 4, 8, 16, 32, 64, 128)
     room = config.max_position_embeddings - max(*counts, new_tokens)
     contexts = context or [known for known in (256, 2048) if known <= room]
-    torch.manual_seed(0)
-    model = random_model(config, parse_dtype(dtype), place)
-    copy_speed = copy_gigabytes_per_second(place)
-    settings = {"shape": shape, "new_tokens": new_tokens, "repeats": repeats, "rounds": rounds}
-    settings |= {"copy_gigabytes_per_second": copy_speed, "weight_gigabytes": round(weight_bytes(model) / 1e9, 4)}
-    with Results(out / f"{name}.json", typed_command(), model, **settings) as results:
-        for row in measure_texts(model, contexts, copy_speed, new_tokens, rounds, compile):
+    check_contexts(config, contexts, max(counts), "rows")
+    check_contexts(config, contexts, new_tokens, "new tokens")
+    with results:
+        torch.manual_seed(0)
+        model, copied = random_model(config, parse_dtype(dtype), place), copy_speed(place)
+        weights = {"weight_gigabytes": round(weight_bytes(model) / 1e9, 4), "copy_gigabytes_per_second": copied}
+        results.describe(model, shape=shape, repeats=repeats, new_tokens=new_tokens, rounds=rounds, **weights)
+        for row in measure_texts(model, contexts, copied, new_tokens, rounds, compile):
             results.take(row)
-        for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copy_speed, repeats):
+        for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copied, repeats):
             results.take(row)
 
 

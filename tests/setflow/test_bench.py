@@ -94,7 +94,9 @@ def test_engine(setflow, folder, tmp_path):
     [
         (("--shape", "gpt"), "shape 'gpt' is none of"),
         (("--compile",), "compile: "),
-        (("--context", "600"), "context must be at most 448"),
+        (("--context", "600", "--rows", "4"), "context must be at most 508"),
+        (("--context", "500", "--rows", "4"), "context must be at most 448"),
+        (("--dtype", "fp8"), "dtype must be one of"),
     ],
 )
 def test_what_engine_cannot_measure_is_named(setflow, tmp_path, arguments, said):
