@@ -5,6 +5,7 @@
 Commas separate lm-eval's arguments, so a decoder spec has ``;`` in their place.
 """
 
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from decoding import decoder_from_spec
+from decoding import Engine, decoder_from_spec
 from decoding.checks import check_count
 from decoding.loading import attach_extras, weights_of
 from decoding.source import located
 from eval.counts import count, total
 from eval.devices import check_device, clock
 from eval.finished import Finished, number_repeats, request_key
+from eval.repeatable import repeatable_engine
 
 
 class StopText(StoppingCriteria):
@@ -83,6 +85,11 @@ class SetflowLM(HFLM):
         kwargs = {"tokenizer": located(pretrained)} | kwargs
         super().__init__(weights_of(pretrained), device=device, batch_size=batch_size, **kwargs)
         attach_extras(self.model, pretrained)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What decoders run on."""
+        return repeatable_engine(self.model)
 
     def use(self, decoder: str, seed: int = 0) -> None:
         """Decode with this decoder and seed from now on; the costs start anew."""
@@ -173,6 +180,7 @@ class SetflowLM(HFLM):
         with torch.autocast(
             self.device.type, dtype=self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
         ):
+            self.engine.planner_memory.clear()  # a batch costs what it costs, whichever came before it
             start = clock(self.device)
             output = self.model.generate(
                 input_ids=context,
@@ -180,6 +188,7 @@ class SetflowLM(HFLM):
                 stopping_criteria=StoppingCriteriaList([StopText(self.tokenizer, stop, context.shape[1])]),
                 pad_token_id=self.tokenizer.pad_token_id,
                 custom_generate=self.decoder,
+                engine=self.engine,
                 return_dict_in_generate=True,
                 **generation_kwargs,
             )

@@ -150,7 +150,7 @@ def share_of_peak(row: dict[str, Any], gpu: str, model: str, block_size: int, ra
     objective, *gated = row["objective"].split()
     recipe = Recipe(
         output="",
-        data=(),
+        data=["nothing.jsonl"],  # an estimate reads none
         model=model,
         objective=objective,
         objective_options={"block_sizes": (block_size,)} if objective == "sbd" else {},

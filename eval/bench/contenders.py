@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from decoding import decoder_from_spec
+from decoding import Engine, decoder_from_spec
 from eval.devices import clock
+from eval.repeatable import repeatable_engine
 
 
 @dataclass
@@ -33,13 +34,26 @@ class Sample:
 
 
 class Contender:
-    """``spec`` is a decoder spec, or "generate" for stock greedy decoding with ``arguments`` of ``generate``."""
+    """A way to generate on ``model``.
 
-    def __init__(self, model: PreTrainedModel, spec: str, name: str | None = None, **arguments: Any):
+    spec: a decoder spec, or "generate" for stock greedy decoding with ``arguments`` of ``generate``. engine: what decoders
+    run on; by default one of this contender's own that plans by recorded costs, so that its forwards repeat.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: str,
+        name: str | None = None,
+        engine: Engine | None = None,
+        **arguments: Any,
+    ):
         self.model = model
         self.name = name or spec
         self.decoder = None if spec == "generate" else decoder_from_spec(spec)
         self.arguments = arguments
+        if self.decoder is not None:
+            self.arguments |= {"engine": engine or repeatable_engine(model)}
 
     def run(self, prompts: list[list[int]], max_new_tokens: int, **settings: Any) -> Sample:
         """Decode a batch of prompts, padded on the left; ``settings`` go to ``generate``."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from decoding.checks import check_choice
 from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
 from setflow.commands.settings import DTYPES, parse_dtype, typed_command
 
@@ -91,6 +92,9 @@ def speed(
     assistant: Annotated[
         str | None, typer.Option(help="Folder of a smaller model for transformers' assisted generation.")
     ] = None,
+    row_costs: Annotated[
+        str, typer.Option(help="What look_ahead=auto plans by: recorded, so that runs repeat, or measured here.")
+    ] = "recorded",
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
@@ -99,7 +103,9 @@ def speed(
 ) -> None:
     """Tokens per second at batch 1, as a ratio to model.generate (KV cache, greedy) in the same run."""
     check_bench(model, dtype, device, decoder, prompts)
+    check_choice("row_costs", row_costs, ("recorded", "measured"))
     results = results_in(out, name, overwrite)
+    from decoding import Engine
     from eval.bench.contenders import Contender
     from eval.bench.results import progress
     from eval.bench.speed import measure_speed
@@ -108,13 +114,14 @@ def speed(
     with results:
         loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count)
         contenders = [Contender(loaded, "generate", "model.generate")]
-        contenders += [Contender(loaded, spec) for spec in decoder or SPEED_SPECS]
+        engine = Engine(loaded) if row_costs == "measured" else None
+        contenders += [Contender(loaded, spec, engine=engine) for spec in decoder or SPEED_SPECS]
         contenders.append(Contender(loaded, "generate", "transformers prompt lookup", prompt_lookup_num_tokens=10))
         if assistant is not None:
             helper = load_model(assistant, loaded.dtype)[0].to(device)
             named = "transformers assisted generation"
             contenders.append(Contender(loaded, "generate", named, assistant_model=helper))
-        results.describe(loaded, batch_size=1, rounds=rounds)
+        results.describe(loaded, batch_size=1, rounds=rounds, row_costs=row_costs)
         for prompt_set in prompt_sets:
             with progress(rounds * len(prompt_set.ids)) as advance:
                 measured = measure_speed(contenders, prompt_set, rounds, advance)
@@ -248,7 +255,6 @@ def check_bench(
     model: str | None, dtype: str, device: str, decoder: Sequence[str] | None, prompts: Sequence[str] | None
 ) -> None:
     """Raise ValueError for what is wrong with these options, as far as that shows before a model is loaded."""
-    from decoding.checks import check_choice
     from decoding.spec import check_spec
     from eval.bench.prompts import check_prompts
     from setflow.loading import find_source
