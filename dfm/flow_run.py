@@ -16,13 +16,14 @@ class FlowRun:
     """Made once for a run: nothing is looked up or built again for a sequence or a step.
 
     traits: how the model was trained. path: from its source to text. make_sampler: the sampler for a number of tokens to
-    decide. keeps: tokens that the sampler has revealed are final.
+    decide. keeps: tokens that the sampler has revealed are final. takes_levels: the model is told how noisy its input is.
     """
 
     traits: FlowTraits
     path: MixturePath
     make_sampler: Callable[[int], Sampler]
     keeps: bool
+    takes_levels: bool
 
 
 def make_draws(sampler: Sampler, generators: Sequence[torch.Generator], greedy: bool) -> Draws:

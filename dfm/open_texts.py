@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from decoding.batch import Sequence
+from decoding.forward.noise_level import noise_levels
 from dfm.draws import Draws
 from dfm.flow_run import FlowRun, make_draws
 from dfm.sampling.state import FlowState, Query, Sampler, Step
@@ -78,6 +79,12 @@ class Group:
         now = torch.tensor(forwards, device=changed.device)[:, None]
         self.decided_at = torch.where(changed, now, self.decided_at)
 
+    @property
+    def present(self) -> Tensor:
+        """[B, 1] bool: the texts that are not done."""
+        here = [sequence is not None for sequence in self.sequences]
+        return torch.tensor(here, device=self.state.x.device)[:, None]
+
     def rows_of(self, sequences: SequenceOf[Sequence]) -> tuple[FlowState, Tensor]:
         """State and ``decided_at`` of those texts."""
         rows = [sequence.state.row for sequence in sequences]
@@ -108,6 +115,12 @@ class OpenTexts:
                 group = self._group(members[first : first + size], length)
                 group.begin_step()
                 self.groups.append(group)
+
+    def levels(self, group: Group) -> list[list[int]] | None:
+        """How noisy the tokens of its query are, for models that are told (:mod:`decoding.forward.noise_level`)."""
+        if not self.run.takes_levels:
+            return None
+        return noise_levels(self.run.path.scheduler.kappa(group.query.t), group.state.frozen).tolist()
 
     def _length(self, sequence: Sequence) -> int:
         if self.block_size is not None:

@@ -241,7 +241,8 @@ class Adaptive(Sampler):
     The grid of ``inner`` gives the longest steps; every sequence has its own times. With Euler the bound is
     s - t <= 1 / (largest exit rate), with Corrector kappa_s - kappa_t <= 1 / ((1 + beta)/(1 - kappa) + beta/kappa)
     (step bound of arXiv 2407.15595). ``least`` keeps steps from vanishing where beta/kappa is large: they are at least
-    that long, and the inner sampler cuts its probabilities there.
+    that long, and the inner sampler cuts its probabilities there. With the default Corrector the bound decides, not the
+    grid: 45, 52, 71 and 144 evaluations for 4, 8, 32 and 128 even steps of a linear kappa.
     """
 
     name = "adaptive"

@@ -56,12 +56,19 @@ class ScheduledTopK(GridSampler):
         s = self.next_time(state)
         left = state.masked & state.free
         p1 = yield Query(state.x, state.t, state.masked, only=left)
-        cost = row_scores(p1, left).cost(self.order)
+        cost = torch.zeros(left.shape, device=p1.device).masked_scatter(left, cost_of(p1, self.order))
         if self.gumbel:
             cost = cost + self.gumbel * (-draws.uniform(left).log()).log()
         revealed = best(cost, left, self.quota(state, s))
         state.write(draws.rows(p1[revealed[left]], revealed), revealed)
         state.advance(s, self.grid[-1])
+
+
+def cost_of(p1: Tensor, order: Order) -> Tensor:
+    """``RowScores.of(p1.log()).cost(order)`` [N] of laws [N, V], for the default order without the passes for the others."""
+    if order != "confidence":
+        return RowScores.of(p1.log()).cost(order)
+    return -p1.float().log().log_softmax(-1).amax(-1).exp()
 
 
 def row_scores(p1: Tensor, where: Tensor) -> RowScores:

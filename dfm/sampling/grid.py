@@ -117,7 +117,8 @@ class GivenDataSampler(LawSampler):
 
 def finish(law: Tensor, p1: Tensor, s: Tensor) -> Tensor:
     """The law of a step [B, L, V], replaced by p_1t in sequences that step to time 1."""
-    return torch.where((s >= 1)[:, None, None], p1, law)
+    last = s >= 1
+    return torch.where(last[:, None, None], p1, law) if last.any() else law
 
 
 def kappas(scheduler: Scheduler, t: Tensor, s: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

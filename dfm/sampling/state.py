@@ -52,7 +52,8 @@ class FlowState:
 
     def at(self, rows: SequenceOf[int]) -> "FlowState":
         """The texts ``rows`` of the batch."""
-        return FlowState(*(value[list(rows)] for value in vars(self).values()))
+        index = torch.tensor(rows, device=self.x.device)
+        return FlowState(*(value.index_select(0, index) for value in vars(self).values()))
 
     @property
     def free(self) -> Tensor:

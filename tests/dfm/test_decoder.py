@@ -1,17 +1,23 @@
 """FlowDecoder on tiny models: cached = uncached, batched = one by one, the samplers' own loop, and its limits."""
 
 import dataclasses
+from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from decoding.engine import Engine
 from decoding.rules import ConfidenceThreshold, EntropyBound, TopK
 from decoding.sampling import LogitsPipeline
-from dfm import FlowDecoder
+from dfm import FlowDecoder, Query, Sampler, open_texts
 from dfm.draws import Draws, LikeliestDraws
 from dfm.flow_config import FlowTraits
+from dfm.paths.mixture import MixturePath
+from dfm.rates.velocities import ForwardVelocity
 from dfm.samplers import SAMPLERS
+from dfm.samplers.rates import GuidedEuler
 from dfm.sampling.loop import Posterior, run_step
 from dfm.sampling.state import FlowState
 from sbd import SetBlockDecoder
@@ -86,13 +92,50 @@ def test_a_shifted_model_predicts_from_the_row_before(fresh_model, prompts, path
     assert output.sequences[0].tolist() == text
 
 
+@dataclass(frozen=True)
+class Uneven(Sampler):
+    """Reveals about half of the masks; texts that have some left then look again, and draw one token anew.
+
+    everywhere: the second look asks about all positions; those that are decided keep their token then.
+    """
+
+    path: MixturePath
+    everywhere: bool = False
+
+    on_grid = False
+
+    def step(self, state, draws):
+        left = state.masked & state.free
+        p1 = yield Query(state.x, state.t, state.masked, only=left)
+        shown = left & ((draws.uniform(left) < 0.5) | draws.pick(left))
+        state.write(draws.rows(p1[shown[left]], shown), shown)
+        state.done = state.done | ~(state.masked & state.free).any(-1)
+        if not state.done.all():
+            site = draws.pick(state.free)
+            where = torch.ones_like(site) if self.everywhere else site
+            p1 = yield Query(state.x, state.t, state.masked, carry_over=self.everywhere, only=where)
+            state.write(draws.rows(p1[site[where]], site), site)
+
+
+class UnevenEverywhere(Uneven):
+    @classmethod
+    def default(cls, path, grid):
+        return cls(path, everywhere=True)
+
+
 @pytest.mark.parametrize("block_size", [5, None])
-@pytest.mark.parametrize("name", ["exact", "topk", "remdm", "first_hitting", "theta_trapezoidal"])
-def test_batched_equals_one_by_one(shared_model, prompts, new_tokens, name, block_size):
-    """Ragged prompts, and sequences that end at different times."""
+@pytest.mark.parametrize(
+    "name", ["exact", "topk", "remdm", "first_hitting", "theta_trapezoidal", "p2", "psi", Uneven, UnevenEverywhere]
+)
+def test_batched_equals_one_by_one(monkeypatch, shared_model, prompts, new_tokens, name, block_size):
+    """Ragged prompts, sequences that end at different times and steps of different length, in groups of any size."""
     model, inputs = shared_model("llama", DOUBLE), prompts(4, 11, 7)
     model.generation_config.eos_token_id = None
-    decoder = flow(name, 4, block_size=block_size)
+    decoder = (
+        flow(name, 4, block_size=block_size)
+        if isinstance(name, str)
+        else FlowDecoder(sampler=name, block_size=block_size)
+    )
     limit = 11 + 10
     together = generate(model, inputs, decoder, 10, True)
     seed = first_seed()
@@ -104,6 +147,38 @@ def test_batched_equals_one_by_one(shared_model, prompts, new_tokens, name, bloc
         assert new_tokens(together, i, 11) == alone.new_tokens
         assert together.forwards[i] == alone.forwards
         assert together.trace[i] == alone.decided_at
+    monkeypatch.setattr(open_texts, "ROWS_AT_ONCE", 2 * (block_size or 10))
+    in_two_groups = generate(model, inputs, decoder, 10, True)
+    assert torch.equal(in_two_groups.sequences, together.sequences) and in_two_groups.trace == together.trace
+
+
+@pytest.mark.parametrize("name", ["exact", "topk", "corrector", "p2"])
+def test_a_batch_runs_the_head_once_a_forward_and_is_set_up_once(monkeypatch, shared_model, prompts, name):
+    calls = Counter()
+
+    def count(owner, method):
+        original = getattr(owner, method)
+
+        def counting(*arguments):
+            calls[method] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, method, counting)
+
+    count(Engine, "head")
+    count(Engine, "step")
+    count(FlowDecoder, "run")
+    output = generate(shared_model("llama"), prompts(4, 9, 6), flow(name, 3, block_size=4), 12, True)
+    assert output.forwards.max().item() == calls["step"] >= calls["head"] > 0.7 * calls["step"]
+    assert calls["run"] == 1
+
+
+def test_guidance_is_refused_where_there_is_no_second_model(shared_model, prompts):
+    def guided(path, grid):
+        return GuidedEuler(path, grid, ForwardVelocity(path))
+
+    with pytest.raises(ValueError, match="sampler must be one without guidance"):
+        generate(shared_model("llama"), prompts(5), FlowDecoder(sampler=guided, steps=2), 4, True)
 
 
 def decode_with_seed(model, decoder, ids, config, seed):

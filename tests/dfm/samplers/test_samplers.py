@@ -12,7 +12,12 @@ from dfm.draws import Draws
 from dfm.paths.beta_schedules import PowerBeta
 from dfm.paths.metric import EmbeddingDistance, MetricPath
 from dfm.paths.mixture import MixturePath
-from dfm.paths.schedulers import CosineScheduler, KineticOptimalScheduler, PiecewiseLinearScheduler
+from dfm.paths.schedulers import (
+    CosineScheduler,
+    KineticOptimalScheduler,
+    PiecewiseLinearScheduler,
+    PowerScheduler,
+)
 from dfm.paths.sources import CouplingSource, MaskSource, UniformSource
 from dfm.rates.conditional import KineticOptimalVelocity
 from dfm.rates.velocities import CorrectorSchedule, CorrectorVelocity, ForwardVelocity
@@ -314,6 +319,19 @@ def test_adaptive_shortens_steps_until_probabilities_fit():
     euler = Euler(UNIFORM, time_grid(2), CorrectorVelocity(UNIFORM, CorrectorSchedule(4.0)))
     with pytest.warns(UserWarning, match="scaled to 1"):
         sample(posterior_for("uniform"), euler, x, frozen, Draws.seeded(0))
+
+
+def test_adaptive_steps_depend_on_its_bound_more_than_on_the_grid():
+    """What its docstring says: with the default corrector, whose backward rate is large at the start."""
+    path = MixturePath(MASK.source, PowerScheduler())
+    x, frozen = torch.zeros(1, L, dtype=torch.long), torch.zeros(1, L, dtype=torch.bool)
+    found = [
+        sample(
+            posterior_for("mask"), Adaptive.default(path, time_grid(n)), x, frozen, Draws.seeded(0)
+        ).evaluations.item()
+        for n in (4, 8, 32, 128)
+    ]
+    assert found == [45, 52, 71, 144]
 
 
 def test_adaptive_euler_never_warns(recwarn):
