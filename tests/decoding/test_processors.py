@@ -1,0 +1,267 @@
+"""Processors and criteria of all sorts: asked as ``generate`` asks them, followed through drafts, or refused by name."""
+
+import pytest
+import torch
+from transformers import LogitsProcessor, StoppingCriteria
+
+from decoding import NextTokenDecoder
+from decoding.processors import can_be_copied, keeps_state
+from dfm import FlowDecoder
+from rpt import ResampleDecoder
+from sbd import SelfSpeculativeDecoder, SetBlockDecoder
+from tests.conftest import MASK, VOCAB
+
+NTP = NextTokenDecoder()
+DRAFTING = [
+    SelfSpeculativeDecoder(block_size=4),
+    SelfSpeculativeDecoder(block_size=4, look_ahead=1, draft="both"),
+    SelfSpeculativeDecoder(block_size=6, draft="prompt_lookup"),
+]
+EXACT = pytest.mark.parametrize("decoder", [NTP, *DRAFTING], ids=["ntp", "mask", "both", "lookup"])
+LENGTHS = pytest.mark.parametrize("lengths", [(7,), (7, 4, 9)], ids=["one", "batch"])
+
+
+def greedy(model, inputs, decoder=None, **settings):
+    settings = {"max_new_tokens": 20, "do_sample": False, "suppress_tokens": [MASK], **settings}
+    return model.generate(**inputs, custom_generate=decoder, **settings)
+
+
+# --- stateless ones, whatever they do with what they are given
+
+
+def writes(ids, scores):
+    scores[:, :60] = -float("inf")
+    return scores
+
+
+def writes_by_row(ids, scores):
+    for row, tokens in zip(scores, ids, strict=True):
+        row[tokens] -= 5.0
+    return scores
+
+
+class InPlace(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores.div_(2).scatter_(1, input_ids[:, -1:], -50.0)
+
+
+STATELESS = {
+    "function": writes,
+    "by row": writes_by_row,
+    "object": InPlace(),
+    "lambda": lambda ids, scores: scores + (ids[:, -1:] % 7 == torch.arange(VOCAB) % 7) * 4.0,
+}
+
+
+@EXACT
+@LENGTHS
+@pytest.mark.parametrize("processor", STATELESS.values(), ids=STATELESS)
+def test_processors_without_a_state(shared_model, prompts, decoder, lengths, processor):
+    model, inputs = shared_model("llama"), prompts(*lengths)
+    stock = greedy(model, inputs, logits_processor=[processor])
+    assert not torch.equal(stock, greedy(model, inputs))
+    assert torch.equal(greedy(model, inputs, decoder, logits_processor=[processor]), stock)
+
+
+# --- those that count, remember or follow a grammar
+
+
+class Budget(LogitsProcessor):
+    """Forces token 7 as the 8th new one, by counting how often it is asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, input_ids, scores):
+        self.asked += 1
+        if self.asked % 8:
+            return scores
+        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([7]), 0.0)
+
+
+class Cycle(LogitsProcessor):
+    """A grammar with a state for each row: what it allows depends on how far the row has come, and on what it took."""
+
+    def __init__(self):
+        self.states = None
+
+    def __call__(self, input_ids, scores):
+        if self.states is None:
+            self.states = [0] * len(input_ids)
+        else:
+            self.states = [(s * 3 + int(row[-1]) + 1) % 11 for s, row in zip(self.states, input_ids, strict=True)]
+        mask = torch.full_like(scores, -torch.inf)
+        for row, state in zip(mask, self.states, strict=True):
+            row[3 + state * 8 : 3 + state * 8 + 8] = 0
+        return scores + mask
+
+
+class Memory(LogitsProcessor):
+    """Makes what it has ever found likeliest less likely."""
+
+    def __init__(self):
+        self.bias = None
+
+    def __call__(self, input_ids, scores):
+        self.bias = torch.zeros_like(scores) if self.bias is None else self.bias
+        scores = scores - self.bias
+        self.bias = self.bias.scatter_add(1, scores.argmax(-1, keepdim=True), torch.full((len(scores), 1), 3.0))
+        return scores
+
+
+STATEFUL = {"budget": Budget, "cycle": Cycle, "memory": Memory}
+
+
+@EXACT
+@LENGTHS
+@pytest.mark.parametrize("kind", STATEFUL.values(), ids=STATEFUL)
+def test_processors_that_keep_a_state(shared_model, prompts, decoder, lengths, kind):
+    model, inputs = shared_model("llama"), prompts(*lengths)
+    stock = greedy(model, inputs, logits_processor=[kind()])
+    assert not torch.equal(stock, greedy(model, inputs))
+    assert torch.equal(greedy(model, inputs, decoder, logits_processor=[kind()]), stock)
+
+
+@pytest.mark.parametrize("kind", STATEFUL.values(), ids=STATEFUL)
+def test_and_rows_that_end_at_different_times(shared_model, prompts, kind):
+    model, inputs = shared_model("llama"), prompts(7, 4, 9)
+    ends = list(range(30, 50))
+    stock = greedy(model, inputs, logits_processor=[kind()], eos_token_id=ends)
+    for decoder in (NTP, *DRAFTING):
+        assert torch.equal(greedy(model, inputs, decoder, logits_processor=[kind()], eos_token_id=ends), stock)
+
+
+def test_a_next_token_decoder_asks_once_a_step_about_the_whole_batch(shared_model, prompts):
+    seen = {}
+    for decoder in (None, NTP):
+        calls = seen.setdefault(decoder, [])
+
+        def record(ids, scores, calls=calls):
+            calls.append(ids.tolist())
+            return scores
+
+        greedy(
+            shared_model("llama"),
+            prompts(7, 4, 9),
+            decoder,
+            logits_processor=[record],
+            eos_token_id=list(range(30, 50)),
+        )
+    assert seen[NTP] == seen[None]
+
+
+def test_drafting_speeds_up_what_keeps_a_state(shared_model):
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8] * 6])}
+
+    class Loop(LogitsProcessor):
+        """Allows only the text that goes on as it began, by a place that it keeps."""
+
+        def __init__(self):
+            self.place = 0
+
+        def __call__(self, input_ids, scores):
+            self.place += 1
+            return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([5 + (self.place - 1) % 4]), 0.0)
+
+    decoder = SelfSpeculativeDecoder(block_size=8, draft="prompt_lookup")
+    output = greedy(shared_model("llama"), inputs, decoder, logits_processor=[Loop()], return_dict_in_generate=True)
+    assert output.sequences[0, 24:].tolist() == [5, 6, 7, 8] * 5
+    assert output.tokens_per_forward.item() > 4
+
+
+def counting_function():
+    asked = 0
+
+    def count(ids, scores):
+        nonlocal asked
+        asked += 1
+        return scores.index_fill(1, torch.tensor([7]), 1e4) if asked == 8 else scores
+
+    return count
+
+
+class Handle(LogitsProcessor):
+    """Holds what cannot be copied, as matchers of other languages do."""
+
+    def __init__(self):
+        self.lines = open(__file__)  # noqa: SIM115
+
+    def __call__(self, input_ids, scores):
+        next(self.lines)
+        return scores
+
+
+@pytest.mark.parametrize("make", [counting_function, Handle])
+def test_a_state_that_cannot_be_copied_is_refused_before_the_model_runs(shared_model, prompts, count_rows, make):
+    model, inputs = shared_model("llama"), prompts(7, 4)
+    stock = greedy(model, inputs, logits_processor=[make()])
+    assert torch.equal(greedy(model, inputs, NTP, logits_processor=[make()]), stock)
+    count_rows.clear()
+    name = "count" if make is counting_function else "Handle"
+    for decoder in DRAFTING:
+        with pytest.raises(ValueError, match=f"SelfSpeculativeDecoder cannot honour {name}.*NextTokenDecoder can"):
+            greedy(model, inputs, decoder, logits_processor=[make()])
+    assert not count_rows
+
+
+class Forked(Handle):
+    """The same with a way to copy it."""
+
+    def __init__(self, place=0):
+        super().__init__()
+        self.place = place
+
+    def fork(self):
+        return Forked(self.place)
+
+    def __call__(self, input_ids, scores):
+        self.place += 1
+        return scores.index_fill(1, torch.tensor([self.place % 50 + 5]), 1e4)
+
+
+def test_what_can_fork_is_forked(shared_model, prompts):
+    model, inputs = shared_model("llama"), prompts(7)
+    stock = greedy(model, inputs, logits_processor=[Forked()])
+    for decoder in DRAFTING:
+        assert torch.equal(greedy(model, inputs, decoder, logits_processor=[Forked()]), stock)
+
+
+@pytest.mark.parametrize(
+    "decoder", [SetBlockDecoder(4), FlowDecoder(block_size=4), ResampleDecoder(iterations=0)], ids=repr
+)
+def test_decoders_that_change_their_mind_refuse_a_state(shared_model, prompts, decoder):
+    with pytest.raises(ValueError, match=f"{type(decoder).__name__} cannot honour Budget"):
+        greedy(shared_model("llama"), prompts(7), decoder, logits_processor=[Budget()])
+
+
+def test_a_state_is_found_without_a_trace():
+    budget, count = Budget(), counting_function()
+    assert keeps_state(budget, VOCAB) and budget.asked == 0 and can_be_copied(budget)
+    assert keeps_state(count, VOCAB) and not can_be_copied(count)
+    assert not any(keeps_state(processor, VOCAB) for processor in STATELESS.values())
+
+
+# --- criteria
+
+
+CRITERIA = {
+    "per row": lambda ids, scores, **k: torch.tensor([(ids.shape[1] - 9) >= limit for limit in (5, 12, 8)][: len(ids)]),
+    "one for all": lambda ids, scores, **k: ids.shape[1] >= 9 + 6,
+    "by what was said": lambda ids, scores, **k: ids[:, -1] > 80,
+    "a tensor of one": lambda ids, scores, **k: torch.tensor(ids.shape[1] >= 20),
+}
+
+
+@EXACT
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_criteria_are_asked_with_the_whole_batch(shared_model, prompts, decoder, criterion):
+    class Criterion(StoppingCriteria):
+        def __call__(self, input_ids, scores, **settings):
+            stops = torch.as_tensor(criterion(input_ids, scores))
+            return stops.expand(len(input_ids)) if stops.dim() == 0 else stops
+
+    model, inputs = shared_model("llama"), prompts(7, 4, 9)
+    settings = {"stopping_criteria": [Criterion()], "eos_token_id": 1}  # without an EOS generate goes on in ended rows
+    stock = greedy(model, inputs, **settings)
+    assert stock.shape[1] < 29
+    assert torch.equal(greedy(model, inputs, decoder, **settings), stock)
