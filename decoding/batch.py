@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria
 
+from decoding.forward.transfer import to_device
 from decoding.sampling import LogitsPipeline
 
 
@@ -154,7 +155,7 @@ class Batch:
         """[B, L] what ``generate`` would hold: all sequences, finished ones filled up with the pad token."""
         texts = [sequence.padding + sequence.tokens for sequence in self.sequences]
         longest = max(map(len, texts))
-        return torch.tensor([text + [self.pad_token_id] * (longest - len(text)) for text in texts], device=device)
+        return to_device([text + [self.pad_token_id] * (longest - len(text)) for text in texts], device)
 
     @property
     def unfinished(self) -> list[Sequence]:

@@ -17,6 +17,7 @@ from decoding.forward.cache import GROWTH, SlotCache
 from decoding.forward.costs import CONTEXT, RowCosts, measure_row_costs
 from decoding.forward.model import check_attention, check_runnable, is_tested, probe, run_rows
 from decoding.forward.rows import RowList, Rows
+from decoding.forward.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Step:
         if len(asked) == 1 and isinstance(asked[0][1], range) and asked[0][1].step == 1:
             index, rows = asked[0]
             return self.hidden_states[index, rows.start : rows.stop]  # a view: neither indices nor a copy
-        indices = [index for index, rows in asked for _ in rows]
-        return self.hidden_states[indices, [row for _, rows in asked for row in rows]]
+        places = [[index for index, rows in asked for _ in rows], [row for _, rows in asked for row in rows]]
+        return self.hidden_states[to_device(places, self.hidden_states.device, torch.long).unbind()]
 
 
 class Engine:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from decoding.batch import Batch
 from decoding.decoder import Decoder
 from decoding.engine import Step
 from decoding.forward.rows import RowList
+from decoding.forward.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,6 @@ class NextTokenDecoder(Decoder):
         """Processors that look at the text are asked once a step about the whole batch, so they may keep a state."""
         if not batch.pipeline.needs_context:
             return batch.pipeline.process(raw)
-        rows = [sequence.index for sequence in step.sequences]
-        logits = raw.new_zeros(len(batch.sequences), raw.shape[-1]).index_copy(
-            0, torch.tensor(rows, device=raw.device), raw
-        )
+        rows = to_device([sequence.index for sequence in step.sequences], raw.device)
+        logits = raw.new_zeros(len(batch.sequences), raw.shape[-1]).index_copy(0, rows, raw)
         return batch.pipeline.process_together(logits, batch.texts(raw.device))[rows]

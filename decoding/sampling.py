@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as processors
 
+from decoding.forward.transfer import to_device
 from decoding.processors import ProcessorCopies, can_be_copied, is_foreign, keeps_state
 
 # These look at nothing but the logits, so many rows can be processed at once.
@@ -146,7 +147,7 @@ class LogitsPipeline:
     def _one_row(self, place: int, logits: Tensor, index: int, left: list[int]) -> Tensor:
         # Some processors hold values for each place of the batch they were made for, so the row is shown in its place
         # of a batch of that size; some write into what they are given.
-        ids = torch.tensor([left], device=logits.device).repeat(self.batch_size, 1)
+        ids = to_device([left], logits.device).repeat(self.batch_size, 1)
         scores = logits.repeat(self.batch_size, 1)
         if place in self.copies:
             return self.copies[place](index, ids, scores)[index]
@@ -188,7 +189,7 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 def uniforms(generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
     """Numbers [N] in [0, 1), float64, one from each generator in turn."""
-    return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators]).to(device)
+    return to_device(torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators]), device)
 
 
 class UniformStream:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from decoding.checks import check_choice, check_range
 from decoding.forward.rows import RowList
+from decoding.forward.transfer import to_device
 from decoding.sampling import Context, LogitsPipeline, draw
 from rpt.config import ResampleConfig
 
@@ -68,7 +69,7 @@ class AcceptRule:
         """Tokens [N] in the place of ``old`` [N], from logits ``raw`` [N, V] of previous-token rows."""
         if self.accept == "argmax_threshold":
             best = pipeline.at_temperature(1.0).process(raw, context).softmax(-1).max(-1)
-            return torch.where(best.values >= self.threshold, best.indices, torch.tensor(old, device=raw.device))
+            return torch.where(best.values >= self.threshold, best.indices, to_device(old, raw.device))
         if self.temperature is None:
             return pipeline.sample(pipeline.process(raw, context), generators)
         if self.temperature == 0:

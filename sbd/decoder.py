@@ -16,6 +16,7 @@ from decoding.checks import check_choice, check_count, warn_untrained_size
 from decoding.decoder import Decoder
 from decoding.engine import Step
 from decoding.forward.rows import RowList
+from decoding.forward.transfer import to_device
 from decoding.revision import Revision
 from decoding.rules import EntropyBound, RevealRule, RowScores
 from decoding.sampling import LogitsPipeline
@@ -108,8 +109,8 @@ class SetBlockDecoder(Decoder):
         scores, tokens = self._decide(batch, step, masked, anchored)
 
         device = tokens.device
-        where = masked.to(device)
-        reveal = self.rule(_spread(scores, where), where, anchored.to(device))
+        where = to_device(masked, device)
+        reveal = self.rule(_spread(scores, where), where, to_device(anchored, device))
         tokens = torch.zeros_like(where, dtype=torch.long).masked_scatter(where, tokens)
         reveals, decided = torch.stack([reveal.long(), tokens]).tolist()  # one copy to the host
         for sequence, ready, chosen, token in zip(sequences, settled, reveals, decided, strict=True):

@@ -5,6 +5,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from decoding.forward.transfer import to_device
+
 GROWTH = 256  # by default, slots are allocated in chunks of this many
 
 
@@ -53,8 +55,8 @@ class SlotLayer(CacheLayerMixin):
 
     def select(self, sequences: Tensor) -> None:
         if self.is_initialized:
-            self.keys = self.keys.index_select(0, sequences.to(self.keys.device))
-            self.values = self.values.index_select(0, sequences.to(self.values.device))
+            self.keys = self.keys.index_select(0, to_device(sequences, self.keys.device))
+            self.values = self.values.index_select(0, to_device(sequences, self.values.device))
 
     def get_seq_length(self) -> int:
         return max(self.owner.lengths, default=0)

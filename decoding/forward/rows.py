@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from decoding.forward.noise_level import NONE
+from decoding.forward.transfer import to_device
 from decoding.forward.visibility import Visibility
 
 
@@ -145,7 +146,7 @@ class Rows:
         width = max(counts)
         scratch = max(max(rows.slots, default=-1) for rows in lists) + 1
         num_slots = scratch + (min(counts) < width)
-        table = torch.tensor([rows.padded(width, scratch) for rows in lists]).to(device)
+        table = to_device([rows.padded(width, scratch) for rows in lists], device)
         column = dict(zip(RowList.COLUMNS, table.unbind(1), strict=True))
         slots: Tensor | slice = column["slots"]
         if len(lists) == 1 and lists[0].slots == list(range(scratch - width, scratch)):

@@ -23,6 +23,7 @@ from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.model import warn_quantised_activations
 from decoding.forward.rows import RowList
+from decoding.forward.transfer import to_device
 from decoding.sampling import LogitsPipeline, UniformStream, inverse_cdf, likeliest
 from decoding.verification import verify_greedy, verify_sampled
 from sbd.lossless.auto_planner import AutoPlanner
@@ -215,9 +216,9 @@ class SelfSpeculativeDecoder(Decoder):
         scores = batch.pipeline.process(raw, left_of)
         counts = [len(state.draft.tokens) for state in states]
         most = max(counts)
-        drafts = torch.tensor([s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)])
-        drafts = drafts.to(scores.device).view(len(states), most).long()
-        lengths = torch.tensor(counts, device=scores.device)
+        padded = [s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)]
+        drafts = to_device(padded, scores.device, torch.long).view(len(states), most)
+        lengths = to_device(counts, scores.device)
         if batch.pipeline.do_sample:
             q = self._draft_distributions(batch, step, drafts)
             numbers = [state.uniforms.peek(n + 1).tolist() for state, n in zip(states, counts, strict=True)]
@@ -225,7 +226,7 @@ class SelfSpeculativeDecoder(Decoder):
                 [u[:-1] + [0.0] * (most + 1 - len(u)) + u[-1:] for u in numbers], dtype=torch.float64
             )
             p = _rectangle(scores.softmax(-1), counts)
-            accepted, token = verify_sampled(p, drafts, lengths, q, uniform.to(scores.device))
+            accepted, token = verify_sampled(p, drafts, lengths, q, to_device(uniform, scores.device))
             for state, n in zip(states, counts, strict=True):
                 state.uniforms.advance(n + 1)
         else:
@@ -250,7 +251,7 @@ class SelfSpeculativeDecoder(Decoder):
         every = torch.zeros(*drafts.shape, q.shape[-1], dtype=q.dtype, device=q.device).scatter_(
             2, drafts[..., None], 1
         )
-        every[drawn, : rectangle.shape[1]] = rectangle
+        every[to_device(drawn, q.device), : rectangle.shape[1]] = rectangle
         return every
 
     def _draft(self, batch: Batch, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,14 +264,14 @@ class SelfSpeculativeDecoder(Decoder):
         most = max(len(state.checked) for state in states)
         first = [[state.blocks[a].start + 1 if a in state.blocks else 0 for a in range(most)] for state in states]
         device = accepted.device
-        rows = torch.tensor(first, device=device).gather(1, accepted[:, None]) + torch.arange(count, device=device)
+        rows = to_device(first, device).gather(1, accepted[:, None]) + torch.arange(count, device=device)
         rows = rows.clamp_max(step.hidden_states.shape[1] - 1)
         hidden = step.hidden_states[torch.arange(len(states), device=device)[:, None], rows]
         # Only processors that look at nothing but logits: any distribution may draft, as long as it is the one tested.
         scores = batch.pipeline.process(step.head(hidden.flatten(0, 1)))
         probabilities = scores.softmax(-1)
         if batch.pipeline.do_sample:
-            uniform = torch.cat([state.uniforms.peek(count) for state in states]).to(device)
+            uniform = to_device(torch.cat([state.uniforms.peek(count) for state in states]), device)
             tokens = inverse_cdf(probabilities, uniform)
         else:
             tokens = likeliest(scores)
@@ -299,4 +300,4 @@ def _rectangle(values: Tensor, counts: list[int]) -> Tensor:
         return values.view(len(counts), most + 1, *values.shape[1:])
     starts = [sum(counts[:b]) + b for b in range(len(counts))]
     index = [[start + min(j, n) for j in range(most + 1)] for start, n in zip(starts, counts, strict=True)]
-    return values[torch.tensor(index, device=values.device)]
+    return values[to_device(index, values.device)]
