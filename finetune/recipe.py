@@ -19,7 +19,7 @@ from decoding.training.new_mask_token import MASK_INITS
 from finetune.arguments import check_arguments, training_arguments
 from finetune.measure import Measure
 from finetune.objectives import check_objective
-from finetune.sources import Source
+from finetune.sources import Source, reported_names
 from finetune.tuning import Tuning
 
 
@@ -127,7 +127,7 @@ class Recipe:
         """Under which losses are reported."""
         if isinstance(self.held_out, float):
             return ["held_out"]
-        return [Path(source.path).stem.replace("-", "_") for source in self.held_out_sources]
+        return list(reported_names(self.held_out_sources))
 
     @property
     def tuned(self) -> Tuning:
