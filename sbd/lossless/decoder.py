@@ -123,7 +123,7 @@ class SelfSpeculativeDecoder(Decoder):
             batch.state = AutoPlanner(self.block_size, self.needs_mask_token, engine, len(batch.sequences), shared)
         else:
             batch.state = Planner(self.block_size, self.look_ahead, self.needs_mask_token, shared)
-        vocab_size = engine.model.get_input_embeddings().num_embeddings
+        vocab_size = engine.model.config.vocab_size
         for sequence in batch.sequences:
             sources = [make() for make in draft_sources(self.draft)]
             sequence.state = SpeculativeState(sources, UniformStream(sequence.generator), vocab_size)
