@@ -5,6 +5,7 @@
 What is trained here is kept in stock files, and what stock files have no place for lies beside them (``EXTRAS``).
 """
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
-from decoding.source import ADAPTER_FILE, check_source, located
+from decoding.source import ADAPTER_FILE, LOW_RANK_FILE, check_source, located
 
 # Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
 # Imported when there are such files, because methods stand on this package.
 EXTRAS: dict[tuple[str, ...], str] = {
     ("offset_code.safetensors",): "rpt:load_offset_code",
     (ADAPTER_FILE, WEIGHTS_FILE): "decoding.forward.adapter:load_adapter",
+    (LOW_RANK_FILE,): "decoding.forward.adapter:load_low_rank",
 }
 
 
@@ -69,6 +71,12 @@ def weights_of(source: str) -> str:
     """Where the weights of ``source`` are: with its base model, if it is a gated adapter."""
     file = _beside(source, ADAPTER_FILE)
     return located(source) if file is None else base_of(file.parent)
+
+
+def base_model_of(source: str) -> str:
+    """The model to load where adapters of all kinds are attached after that, by :func:`attach_extras`."""
+    file = _beside(source, LOW_RANK_FILE)
+    return weights_of(source) if file is None else json.loads(file.read_text())["base_model_name_or_path"]
 
 
 def attach_extras(model: PreTrainedModel, source: str) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 ADAPTER_FILE = "gated_adapter.json"
-MODEL_FILES = ("config.json", "adapter_config.json", ADAPTER_FILE)  # a model, or peft's or our adapter
+LOW_RANK_FILE = "adapter_config.json"  # of peft
+MODEL_FILES = ("config.json", LOW_RANK_FILE, ADAPTER_FILE)
 
 
 def check_source(source: str, *, named: str | None = None, made_in: str | None = None) -> None:

@@ -52,6 +52,6 @@ def check_texts(model: PreTrainedModel, input_ids: Tensor, fixed: Tensor, attent
         raise ValueError(f"fixed must be bool of shape {shape}, got {fixed.dtype} of shape {tuple(fixed.shape)}")
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask must have shape {shape}, got {tuple(attention_mask.shape)}")
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.config.vocab_size
     if bool(((input_ids < 0) | (input_ids >= vocabulary))[fixed].any()):
         raise ValueError(f"input_ids must be from 0 to {vocabulary - 1} where they are fixed")

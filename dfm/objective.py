@@ -127,7 +127,7 @@ class FlowObjective(Objective):
     def path(self, model) -> MixturePath:
         """The path, for the vocabulary of ``model``."""
         mask_id = find_mask_token(model, self.mask_token_id) if self.source == "mask" else None
-        source = self.traits(model).make_source(model.get_input_embeddings().num_embeddings, mask_id)
+        source = self.traits(model).make_source(model.config.vocab_size, mask_id)
         return MixturePath(source, named_scheduler(self.scheduler, source))
 
     def for_tuning(self, kind: str) -> "FlowObjective":

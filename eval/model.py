@@ -20,7 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from decoding import Engine, decoder_from_spec
 from decoding.checks import check_count
-from decoding.loading import attach_extras, weights_of
+from decoding.loading import attach_extras, base_model_of
 from decoding.source import located
 from eval.counts import count, total
 from eval.devices import check_device, clock
@@ -83,7 +83,7 @@ class SetflowLM(HFLM):
             return
         # HFLM loads the weights, since it knows of many ways to, and we what lies beside them.
         kwargs = {"tokenizer": located(pretrained)} | kwargs
-        super().__init__(weights_of(pretrained), device=device, batch_size=batch_size, **kwargs)
+        super().__init__(base_model_of(pretrained), device=device, batch_size=batch_size, **kwargs)
         attach_extras(self.model, pretrained)
 
     @functools.cached_property

@@ -17,7 +17,7 @@ from finetune.arguments import check_arguments, training_arguments
 from finetune.measure import Measure
 from finetune.objectives import check_objective
 from finetune.recipe_file import check_known, find_recipe, read_recipe
-from finetune.sources import Source
+from finetune.sources import Source, reported_names
 from finetune.tuning import Tuning
 
 DTYPES = ("bfloat16", "float32")
@@ -114,7 +114,7 @@ class Recipe:
         """Under which losses are reported."""
         if isinstance(self.held_out, float):
             return ["held_out"]
-        return [Path(source.path).stem.replace("-", "_") for source in self.held_out_sources]
+        return list(reported_names(self.held_out_sources))
 
     @property
     def tuned(self) -> Tuning:

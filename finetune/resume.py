@@ -21,12 +21,13 @@ from finetune.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
 REPORT_FILE = "training.json"
-# Settings by which a run is what it is; the parts of a mapping follow behind a dot.
+# Settings by which a run is what it is; the parts of a mapping follow behind a dot. What is held out is not trained on.
 FIXED = (
     "model",
     "new_model",
     "tokenizer",
     "data",
+    "held_out",
     "objective",
     "objective_options",
     "tuning",
@@ -40,7 +41,7 @@ FIXED = (
     "training.lr_scheduler_type",
 )
 # What these change comes after the last step.
-MEASURED_OR_SAVED = ("held_out", "measure", "decoder", "save_dtype", "tuning.merge")
+MEASURED_OR_SAVED = ("measure", "decoder", "save_dtype", "tuning.merge")
 IGNORED = ("output", "accept_changed_files")
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 
@@ -81,7 +82,8 @@ def find_progress(recipe: Recipe, max_steps: int) -> Progress:
         note(f"{folder / RECIPE_FILE} is missing or damaged: whether this recipe made the checkpoints is not known")
         kept = {"settings": _settings(recipe), "files": files, "changed_files": {}}
     changes = _changes(kept["settings"], _settings(recipe))
-    _refuse(recipe, {key: text for key, text in changes.items() if _is_fixed(key, kept["settings"], recipe)})
+    fixed = {key for key in changes if _matches(key, FIXED) and not _matches(key, MEASURED_OR_SAVED)}
+    _refuse(recipe, [text for key, text in changes.items() if key in fixed])
     changed_files = dict(kept["changed_files"])
     others = [name for name, found in files.items() if kept["files"].get(name, found) != found]
     if others:
@@ -140,26 +142,21 @@ def _changes(kept: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
     return {key: f"{key} was {before[key]} and is {after[key]}" for key in before if before[key] != after[key]}
 
 
-def _is_fixed(key: str, kept: dict[str, Any], recipe: Recipe) -> bool:
-    if key == "held_out":  # a share of the data decides what is trained on
-        return isinstance(kept.get(key), float) or isinstance(recipe.held_out, float)
-    return _matches(key, FIXED) and not _matches(key, MEASURED_OR_SAVED)
-
-
 def _matches(key: str, names: Iterable[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _refuse(recipe: Recipe, changes: dict[str, str]) -> None:
+def _refuse(recipe: Recipe, changes: list[str]) -> None:
     if changes:
         raise ValueError(
-            f"output folder {recipe.output!r} holds checkpoints of another run: {'; '.join(changes.values())}. Give another "
+            f"output folder {recipe.output!r} holds checkpoints of another run: {'; '.join(changes)}. Give another "
             f"output, or remove the folder to start anew"
         )
 
 
 def _refuse_files(recipe: Recipe, names: list[str], before: dict, after: dict) -> None:
-    mixed = isinstance(recipe.held_out, float) and {source.path for source in recipe.sources} & set(names)
+    sources = recipe.sources if isinstance(recipe.held_out, float) else recipe.held_out_sources
+    mixed = {source.path for source in sources} & set(names)
     if recipe.accept_changed_files and not mixed:
         note(f"{recipe.output}: the run goes on with changed files: {', '.join(names)}")
         return
@@ -167,7 +164,7 @@ def _refuse_files(recipe: Recipe, names: list[str], before: dict, after: dict) -
     raise ValueError(
         f"files changed since the run in {recipe.output!r} started: {', '.join(sizes)}. Put them back, give another output "
         + (
-            "to start anew; to go on is impossible, since held_out is a share, which would now hold what was trained on"
+            "to start anew; to go on is impossible, since what is held out now may have been trained on"
             if mixed
             else "to start anew, or accept_changed_files=true to go on with what they hold now"
         )

@@ -53,6 +53,7 @@ def finetune(recipe: Recipe) -> dict:
     model.set_attn_implementation(recipe.attention_on(arguments.device, model.config))
     tuned = recipe.tuned
     objective = tuned.fit(build_objective(recipe.objective, recipe.objective_options))
+    tuned.freeze(model)
     tuned.add_gated_adapter(model)
     objective.prepare(model, tokenizer)
     if recipe.mask_init != "mean":

@@ -51,6 +51,19 @@ class Source:
         return str(Path(self.path).expanduser().resolve()), self.name, self.split
 
 
+def reported_names(sources: list[Source]) -> dict[str, Source]:
+    """Each source by the stem of its file; a second one of the same stem gets a number."""
+    named = {}
+    for source in sources:
+        stem = name = Path(source.path).stem.replace("-", "_")
+        count = 1
+        while name in named:
+            count += 1
+            name = f"{stem}_{count}"
+        named[name] = source
+    return named
+
+
 def read_records(source: Source) -> Iterator[tuple[str, Any]]:
     """Each record of ``source`` with its place, for messages; raises ValueError for what cannot be read."""
     kind = _format_of(source)

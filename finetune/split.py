@@ -2,14 +2,13 @@
 
 import warnings
 from collections.abc import Collection
-from pathlib import Path
 
 from datasets import Dataset
 
 from finetune.data import ALL_HELD_OUT, load_documents, stream_documents
 from finetune.packing import PackedDataset, StreamedRows
 from finetune.recipe import Recipe
-from finetune.sources import Source
+from finetune.sources import reported_names
 
 
 def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[PackedDataset | StreamedRows, dict[str, PackedDataset]]:
@@ -21,7 +20,7 @@ def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[PackedDataset | Str
     """
     length = recipe.sequence_length
     named = {
-        name: load_documents([source], tokenizer) for name, source in _reported_names(recipe.held_out_sources).items()
+        name: load_documents([source], tokenizer) for name, source in reported_names(recipe.held_out_sources).items()
     }
     apart = frozenset().union(*(documents["digest"] for documents in named.values()))
     if named and {s.place for s in recipe.sources} == {s.place for s in recipe.held_out_sources}:
@@ -45,19 +44,6 @@ def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[PackedDataset | Str
             what = f"{count - len(documents)} of {count} documents of data are in held_out, too"
             warnings.warn(f"{what}, and are not trained on", stacklevel=2)
     return PackedDataset(documents, length), held_out
-
-
-def _reported_names(sources: list[Source]) -> dict[str, Source]:
-    """Each source by the stem of its file; a second one of the same stem gets a number."""
-    named = {}
-    for source in sources:
-        stem = name = Path(source.path).stem.replace("-", "_")
-        count = 1
-        while name in named:
-            count += 1
-            name = f"{stem}_{count}"
-        named[name] = source
-    return named
 
 
 def hold_out(documents: Dataset, share: float) -> tuple[Dataset, Dataset]:

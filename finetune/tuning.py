@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decoding import Objective
 from decoding.checks import check_choice, check_count, check_range
-from decoding.forward.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter
+from decoding.forward.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter, located_base
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,14 @@ class Tuning:
         except ValueError as error:
             raise ValueError(f"tuning.kind: {error}") from None
 
-    def add_gated_adapter(self, model) -> None:
-        """Before the objective prepares the model: attach a gated adapter if one is wanted."""
-        if self.kind == "gated":
+    def freeze(self, model) -> None:
+        """Before the objective prepares the model: weights that are not saved are not trained, and keep their shapes."""
+        if self.kind != "full":
             model.requires_grad_(False)
+
+    def add_gated_adapter(self, model) -> None:
+        """After that: attach a gated adapter if one is wanted."""
+        if self.kind == "gated":
             GatedAdapter(model, self.rank, self.scaled_alpha, self.targets).attach(model)
 
     def add_lora(self, model, objective: Objective) -> None:
@@ -75,6 +79,8 @@ class Tuning:
                 trainable_token_indices=objective.added_token_ids(model) or None,
             )
         )
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = located_base(model)
         for parameter in objective.added_parameters(model):
             parameter.requires_grad_(True)
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from decoding.forward.gating import block_rows
 from decoding.source import ADAPTER_FILE
@@ -90,9 +90,7 @@ class GatedAdapter(nn.Module):
         save_file(
             {name: weight.to(dtype).contiguous() for name, weight in self.state_dict().items()}, folder / WEIGHTS_FILE
         )
-        base = Path(model.name_or_path)
-        base = str(base.resolve()) if base.is_dir() else model.name_or_path  # else a name on the hub
-        settings = {"base_model": base, "rank": self.rank, "alpha": self.alpha, "targets": self.targets}
+        settings = {"base_model": located_base(model), "rank": self.rank, "alpha": self.alpha, "targets": self.targets}
         settings["generation"] = {name: getattr(model.generation_config, name, None) for name in REMEMBERED}
         (folder / ADAPTER_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
@@ -121,6 +119,25 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> GatedAdapter:
             setattr(own, name, value)
     own._from_model_config = False  # else transformers drops these fields when it saves and loads
     return adapter
+
+
+def load_low_rank(model: PreTrainedModel, folder: str | Path) -> None:
+    """Attach peft's adapter in ``folder`` unless it is there already, and take over what decoders must know beside it."""
+    if not model._hf_peft_config_loaded:
+        model.load_adapter(str(folder))
+    if not (Path(folder) / "generation_config.json").is_file():
+        return
+    saved, own = GenerationConfig.from_pretrained(folder), model.generation_config
+    for name in REMEMBERED:
+        if getattr(saved, name, None) is not None:
+            setattr(own, name, getattr(saved, name))
+    own._from_model_config = False
+
+
+def located_base(model: PreTrainedModel) -> str:
+    """Where ``model`` was loaded from, in a form that holds in other working directories: a whole path, or a hub name."""
+    base = Path(model.name_or_path)
+    return str(base.resolve()) if base.is_dir() else model.name_or_path
 
 
 def base_of(folder: str | Path) -> str:

@@ -57,5 +57,5 @@ def add_noise_level_rows(model) -> None:
 
 def noise_level_ids(model) -> list[int]:
     """The ids of those rows, which are no tokens."""
-    count = model.get_input_embeddings().num_embeddings
+    count = model.config.vocab_size
     return list(range(count - getattr(model.config, "noise_level_rows", 0), count))

@@ -1,6 +1,7 @@
 """The mask token of a model that had none: which id it gets, and the vector it starts from."""
 
 import re
+import warnings
 
 import torch
 from transformers import AddedToken
@@ -17,8 +18,9 @@ def choose_mask_token(model, tokenizer, wanted: int | None = None) -> int:
 
     In order of preference: ``wanted``, or what the model or its tokenizer name already; a row of the embedding matrix
     behind the tokenizer's last id (Qwen3 has such rows); a reserved token (Llama-3.1 has some); a new token, for which
-    the matrix is enlarged to a multiple of 64 rows. A gated adapter leaves the matrix alone and takes the unknown or
-    the padding token in place of the last, since it embeds masks itself.
+    the matrix is enlarged to a multiple of 64 rows. A matrix that is frozen, as under adapters, is not saved and so not
+    enlarged: in place of a new token comes, with a warning, the unknown or the padding token, or that of a byte which no
+    UTF-8 text has. Raises ValueError if there is none of them.
     """
     rows = model.get_input_embeddings().num_embeddings
     known = [wanted, *(getattr(c, "mask_token_id", None) for c in (model.generation_config, model.config, tokenizer))]
@@ -38,19 +40,34 @@ def _unused(model, tokenizer, rows: int) -> int:
         mask_id, token = reserved[0]
         tokenizer.mask_token = token
         return mask_id
-    if len(tokenizer) >= rows and gated_adapter(model) is not None:
-        for name in ("unk_token_id", "pad_token_id"):
-            mask_id = getattr(tokenizer, name)
-            if mask_id is not None and mask_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-                return mask_id
-        raise ValueError(
-            "mask_token_id: the tokenizer has no token to spare; set the objective's mask_token_id to one that the "
-            "text never uses"
-        )
+    is_frozen = gated_adapter(model) is not None or not model.get_input_embeddings().weight.requires_grad
+    if len(tokenizer) >= rows and is_frozen:
+        return _spare(tokenizer, rows)
     tokenizer.add_special_tokens({"mask_token": AddedToken(TOKEN, special=True)})
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     return tokenizer.mask_token_id
+
+
+def _spare(tokenizer, rows: int) -> int:
+    """A token that texts hardly use or cannot use, in a vocabulary without a free row."""
+    taken = (None, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    ids = [tokenizer.unk_token_id, tokenizer.pad_token_id]
+    # What a byte-level vocabulary or one with byte fallback calls the byte 255, which decodes to no character.
+    bytes_255 = tokenizer.convert_tokens_to_ids(["\u00ff", "<0xFF>"])
+    ids += [i for i in bytes_255 if i is not None and tokenizer.decode([i]) == "\ufffd"]
+    mask_id = next((i for i in ids if i not in taken and i < rows), None)
+    if mask_id is None:
+        raise ValueError(
+            "mask_token_id: the tokenizer has no token to spare; set the objective's mask_token_id to one that the "
+            "text never uses"
+        )
+    warnings.warn(
+        f"the vocabulary has no free row for a mask token, so {tokenizer.convert_ids_to_tokens(mask_id)!r} is it; another "
+        f"can be named by the objective's mask_token_id",
+        stacklevel=2,
+    )
+    return mask_id
 
 
 @torch.no_grad()

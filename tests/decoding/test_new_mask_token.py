@@ -59,6 +59,26 @@ def test_a_gated_adapter_leaves_the_matrix_alone(bare):
     assert (model.gated_adapter.mask_embedding - before.mean(0)).abs().max() < before.std()
 
 
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [({"unk_token": "!"}, "!"), ({}, "<pad>"), ({"pad_token": "<eos>", "unk_token": "<bos>"}, None)],
+)
+def test_a_frozen_matrix_is_left_alone_too(bare, special, expected):
+    """As under LoRA, whose files do not hold it."""
+    model, tokenizer = bare()
+    model.requires_grad_(False)
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+    if expected is None:
+        with pytest.raises(ValueError, match="mask_token_id: the tokenizer has no token to spare; set the objective's"):
+            choose_mask_token(model, tokenizer)
+        return
+    with pytest.warns(UserWarning, match=f"no free row for a mask token, so '{expected}' is it"):
+        mask_id = choose_mask_token(model, tokenizer)
+    assert mask_id == tokenizer.convert_tokens_to_ids(expected) == model.generation_config.mask_token_id
+    assert model.get_input_embeddings().num_embeddings == 97
+
+
 def test_it_is_initialised_once(bare):
     model, _ = bare()
     before = model.get_input_embeddings().weight[96].clone()

@@ -39,6 +39,7 @@ def prepared(objective: Objective, tokenizer):
     """A random model that the objective has prepared, with a gated adapter if that is what it trains."""
     model = build("llama").requires_grad_(True)
     if getattr(objective, "gated", False):
+        Tuning("gated", rank=2).freeze(model)
         Tuning("gated", rank=2).add_gated_adapter(model)
     objective.prepare(model, tokenizer)
     return model

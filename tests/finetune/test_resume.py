@@ -69,6 +69,14 @@ def test_a_finished_run_is_left_as_it_is(recipe, states, capsys, length):
     assert f"finished after {first['steps']} steps, nothing is left to do" in said and said.count("\n") == 1
 
 
+def test_a_stream_goes_on_behind_its_end(recipe, killed_before):
+    """In the middle of the second time through the data, which comes in another order each time."""
+    settings = {"streaming": True, "held_out": [], "training": {"max_steps": 36, "save_steps": 16}}
+    whole = finetune(recipe("whole", **settings))
+    killed_before(34, recipe(**settings))
+    assert losses(finetune(recipe(**settings))) == pytest.approx(losses(whole), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["full", "gated"])
 def test_after_its_last_step_a_killed_run_takes_no_other(recipe, tmp_path, kind):
     settings = {"tuning": {"kind": kind} | ({"rank": 2} if kind == "gated" else {}), "training": {"max_steps": 3}}
@@ -121,7 +129,6 @@ def test_a_change_that_comes_too_late_is_named(recipe, states, change, named):
         ({"decoder": "sbd:block_size=4"}, "decoder was None and is 'sbd:block_size=4'"),
         ({"save_dtype": "float32"}, "save_dtype was 'bfloat16' and is 'float32'"),
         ({"measure": MEASURE}, "measure.rows was not given and is 1"),
-        ({"held_out": []}, r"held_out was \[.*\] and is \[\]"),
     ],
 )
 def test_what_is_measured_and_saved_may_change_after_the_end(recipe, capsys, change, named):
@@ -141,6 +148,7 @@ def test_what_is_measured_and_saved_may_change_after_the_end(recipe, capsys, cha
         ({"training": {"optim": "sgd"}}, "training.optim was not given and is 'sgd'"),
         ({"objective_options": {"block_sizes": [2]}}, r"objective_options.block_sizes was not given and is \[2\]"),
         ({"held_out": 0.1}, "held_out was .* and is 0.1"),
+        ({"held_out": []}, r"held_out was \[.*\] and is \[\]"),
     ],
 )
 def test_another_run_is_refused(recipe, states, killed_before, change, named):
@@ -271,7 +279,7 @@ def _tokenizer(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("change", [_data, _held_out, _weights, _tokenizer])
+@pytest.mark.parametrize("change", [_data, _weights, _tokenizer])
 def test_files_that_changed_are_named(based, killed_before, tmp_path, capsys, change):
     (tmp_path / "held.jsonl").write_text('{"text": "the cat ate the bread and then the corn, which was bad."}\n' * 4)
     held_out = [str(tmp_path / "held.jsonl")]
@@ -290,12 +298,17 @@ def test_files_that_changed_are_named(based, killed_before, tmp_path, capsys, ch
     assert "is that of the base model" in card
 
 
-def test_a_share_is_not_held_out_of_changed_data(based, killed_before, tmp_path):
-    killed_before(4, based("full", held_out=0.2))
-    _data(tmp_path)
+@pytest.mark.parametrize(("held_out", "change"), [(0.2, _data), (["held.jsonl"], _held_out)])
+def test_what_was_trained_on_is_not_held_out(based, killed_before, tmp_path, monkeypatch, held_out, change):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held.jsonl").write_text('{"text": "the cat ate the bread and then the corn, which was bad."}\n' * 4)
+    killed_before(4, based("full", held_out=held_out))
+    name = change(tmp_path).name
     for accept in (False, True):
-        with pytest.raises(ValueError, match="texts.jsonl.*to go on is impossible, since held_out is a share"):
-            finetune(based("full", held_out=0.2, accept_changed_files=accept))
+        with pytest.raises(
+            ValueError, match=f"{name}.*to go on is impossible, since what is held out now may have been"
+        ):
+            finetune(based("full", held_out=held_out, accept_changed_files=accept))
 
 
 def test_the_card_says_what_was_measured(based, tmp_path):

@@ -11,9 +11,9 @@ from decoding.forward.costs import RowCosts
 from decoding.sampling import UniformStream
 from sbd.lossless.acceptance import AcceptanceTable
 from sbd.lossless.auto_planner import AutoPlanner
-from sbd.lossless.decoder import SpeculativeState
 from sbd.lossless.drafts import Draft, PromptLookup
 from sbd.lossless.planner import Planner, likeliest
+from sbd.lossless.state import SpeculativeState
 
 
 def test_acceptance_starts_from_confidence_and_learns():
