@@ -21,7 +21,7 @@ def read_jsonl(field: str, path: str | Path, skip_broken: bool = False) -> Itera
     try:
         with gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                line = line.removeprefix(BOM)
+                line = line.removeprefix(BOM).rstrip(b"\r\n")
                 if not line.strip():
                     continue
                 try:

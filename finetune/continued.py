@@ -39,7 +39,7 @@ def whole_records(field: str, path: Path) -> int:
                 if broken is not None:
                     raise ValueError(f"{field}: {str(path)!r} cannot be continued: line {broken[0]} {broken[2]}")
                 try:
-                    value = parse(line.removeprefix(BOM))
+                    value = parse(line.removeprefix(BOM).rstrip(b"\r\n"))
                     if not isinstance(value, dict):
                         raise ValueError("is not a JSON object")
                     count += 1
