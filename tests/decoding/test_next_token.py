@@ -185,13 +185,11 @@ def test_sampling_follows_the_seed(shared_model, prompts):
     assert first[0] != first[1]
 
 
-def test_the_cache_that_generate_makes_is_left_alone(shared_model, prompts):
+def test_a_cache_that_would_stay_empty_is_refused(shared_model, prompts):
     model = shared_model("llama")
     cache = DynamicCache(config=model.config)
-    inputs = prompts(6)
-    out = model.generate(**inputs, max_new_tokens=4, do_sample=False, past_key_values=cache, custom_generate=NTP)
-    assert cache.get_seq_length() == 0
-    assert torch.equal(out, model.generate(**inputs, max_new_tokens=4, do_sample=False))
+    with pytest.raises(ValueError, match="past_key_values of type DynamicCache, which would stay as it is"):
+        model.generate(**prompts(6), max_new_tokens=4, past_key_values=cache, custom_generate=NTP)
 
 
 def test_next_token_decoding_needs_no_mask_token(fresh_model, prompts):

@@ -193,7 +193,7 @@ def test_specs_and_mistakes(model, fresh_model):
     )
     assert decoder_from_spec("sbd:block_size=8,revise=remask,remask_below=0.2,top_k=2").revision == Remask(0.2)
     for text, message in (
-        ("sbd:revise=rewrite", "revise must be one of 'resample', 'remask', got 'rewrite'"),
+        ("sbd:revise=rewrite", "revise must be one of 'resample', 'remask', 'module:Class', got 'rewrite'"),
         ("sbd:revise=remask,policy=leftmost", "unknown key 'policy'"),
         ("sbd:revise=remask,remask_below=2", "remask_below"),
         ("sbd:revise=remask,rounds=0", "rounds"),
