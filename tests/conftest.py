@@ -67,6 +67,12 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Every test draws the same numbers, in whatever order tests run."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(config, items):
     if not config.option.markexpr:
         for item in items:
