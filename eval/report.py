@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.files import write_whole
 from eval.finished import read_records
 from eval.plots import plot_acceptance, plot_speed_quality
 from eval.summary import Figure, Point, summarise
 from eval.tables import markdown_table
 
+REPORT = "report.md"
 TITLE = "# What decoders cost and what their answers are worth\n\nEvery file here was written by the commands below.\n"
 NOTE = (
     "Score in percent ± two standard errors, over seeds where several have run, else over samples. In parentheses the "
@@ -26,6 +28,7 @@ def write_report(folder: Path) -> Path:
 
     SVG files that are there besides are shown at the end.
     """
+    check_report(folder)
     text, drawn = TITLE, set()
     for path, rows in find_sweeps(folder).items():
         points = summarise(rows)
@@ -41,8 +44,16 @@ def write_report(folder: Path) -> Path:
             text += f"\n![{title}]({picture.name})\n"
     for picture in sorted(set(folder.glob("*.svg")) - drawn):
         text += f"\n## {picture.stem}\n\n![{picture.stem}]({picture.name})\n"
-    report = folder / "report.md"
-    report.write_text(text, encoding="utf-8")
+    report = check_report(folder)
+    write_whole(report, text)
+    return report
+
+
+def check_report(folder: Path) -> Path:
+    """Where the report of ``folder`` is; raises ValueError if what stands there is no report of ours."""
+    report = folder / REPORT
+    if report.exists() and not report.read_bytes().startswith(TITLE.partition("\n")[0].encode()):
+        raise ValueError(f"{str(report)!r} is not a report of sweeps and would be replaced; give another folder")
     return report
 
 

@@ -4,7 +4,6 @@ python -m benchmarks.training.ablation --model FOLDER --data FILE.jsonl
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ VARIANTS = (
     {"rank": 16},
     {"rank": 64},
 )
-REPORT = "training.json"
 
 
 def ablation(
@@ -89,16 +87,15 @@ def run_variants(
 ) -> list[dict[str, Any]]:
     """A row for each of VARIANTS: tokens per forward, mean acceptance, losses on held-out text.
 
-    Runs that are finished are read from their folders, one that was stopped goes on; ``told`` hears of each row.
+    A run that is finished is not run again, one that was stopped goes on; ``told`` hears of each row. Raises ValueError for
+    a folder of runs of another recipe.
     """
     rows = []
     for changes in VARIANTS:
         if kind == "full" and "rank" in changes:
             continue
         chosen = Variant(changes).of(recipe, steps, kind)
-        path = Path(chosen.output) / REPORT
-        report = json.loads(path.read_text()) if path.is_file() else finetune(chosen)
-        rows.append({"options": Variant(changes).name, **_figures(report)})
+        rows.append({"options": Variant(changes).name, **_figures(finetune(chosen))})
         told(rows[-1])
     return rows
 

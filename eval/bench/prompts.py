@@ -3,10 +3,14 @@
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from decoding.jsonl import read_jsonl
 from eval.additions import Addition, additions
 from eval.python_source import library_pieces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,17 @@ class PromptSet:
     ids: list[list[int]]
     max_new_tokens: int
     problems: list[Addition] | None = None
+
+    def check(self, model: "PreTrainedModel") -> None:
+        """Raise ValueError if a prompt and its answer do not fit into the context of ``model``."""
+        from decoding.forward.rope import context_length  # names of sets are checked without torch
+
+        context, longest = context_length(model.config), max(map(len, self.ids))
+        if context is not None and longest + self.max_new_tokens > context:
+            raise ValueError(
+                f"prompts {self.name!r} have up to {longest} tokens and {self.max_new_tokens} more to be decoded, which do not "
+                f"fit into the model's context of {context}"
+            )
 
     def correct(self, index: int, completion: str) -> bool | None:
         """Whether an answer is right; None where nobody can say."""

@@ -9,6 +9,7 @@ import typer
 from decoding.checks import check_choice
 from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
 from setflow.commands.settings import DTYPES, parse_dtype, typed_command
+from setflow.loading import find_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,6 +105,8 @@ def speed(
     """Tokens per second at batch 1, as a ratio to model.generate (KV cache, greedy) in the same run."""
     check_bench(model, dtype, device, decoder, prompts)
     check_choice("row_costs", row_costs, ("recorded", "measured"))
+    if assistant is not None:
+        find_source(assistant)
     results = results_in(out, name, overwrite)
     from decoding import Engine
     from eval.bench.contenders import Contender
@@ -257,7 +260,6 @@ def check_bench(
     """Raise ValueError for what is wrong with these options, as far as that shows before a model is loaded."""
     from decoding.spec import check_spec
     from eval.bench.prompts import check_prompts
-    from setflow.loading import find_source
 
     find_source(model)
     check_choice("dtype", dtype, DTYPES)
@@ -280,4 +282,6 @@ def open_bench(
 
     loaded, tokenizer = load_model(model, parse_dtype(dtype))
     sets = [prompt_set(name, tokenizer, count) for name in prompts or PROMPT_SETS]
+    for chosen in sets:
+        chosen.check(loaded)
     return loaded.to(device), tokenizer, sets

@@ -169,7 +169,7 @@ def sweep(
     names, limit = _check_settings(tasks, data, limit, batch_size, device)
     if control is not None:
         find_source(control)
-    from eval.report import write_report
+    from eval.report import check_report, write_report
     from eval.sweep import Settings, make_cells, run_sweep
 
     path, weights = _source(model, dtype)
@@ -179,6 +179,7 @@ def sweep(
         models = {name_of_control: (_source(control, None)[0], ["ntp"]), **models}
     cells = make_cells(models, names, temperature or [0.0], seed or [0])
     settings = Settings(data, limit, num_fewshot, max_gen_toks, batch_size, weights, device, confirm_run_unsafe_code)
+    check_report(out)
     for number, row in enumerate(run_sweep(cells, settings, file, typed_command()), 1):
         costs, scores = row["decoding"], row["scores"]
         note(

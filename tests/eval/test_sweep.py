@@ -161,6 +161,15 @@ def test_a_model_trained_further_takes_its_line(shared_model, tokenizer, tmp_pat
         assert [json.loads(line) for line in path.read_text().splitlines()] == rows
 
 
+def test_half_a_line_is_measured_again(folder, tmp_path):
+    path, cells = tmp_path / "sweep.jsonl", make_cells({"tiny": (folder, SPECS)}, ["additions"], [1.0])
+    rows = run(cells, path)
+    for content in (path.read_bytes()[:-30], path.read_bytes()[:-30] + bytes(64), path.read_bytes()[:-1]):
+        path.write_bytes(content)
+        assert steady(run(cells, path)) == steady(rows)
+        assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
+
+
 def test_two_sweeps_on_one_file(folder, tmp_path):
     """The second is refused before it loads a model; the lines of the first are all there."""
     path, cells = tmp_path / "sweep.jsonl", make_cells({"tiny": (folder, SPECS)}, ["additions"])

@@ -75,6 +75,16 @@ def test_a_sweep_keeps_the_lines_of_others(setflow, model, work):
     assert "| `ntp`, limit 4 | 0 |" in report and "| `sbd:block_size=2`, limit 3 | 0 |" in report
 
 
+def test_a_report_of_somebody_else_is_not_replaced(setflow, model, work):
+    (work / "report.md").write_text("# My own\n")
+    arguments = ("eval", "sweep", "--model", model, *TASK, "--limit", "1", "--decoder", "ntp")
+    assert "'report.md' is not a report of sweeps" in sentence(setflow(*arguments, "--out", "."))
+    assert setflow(*arguments)[0] == 0 and setflow(*arguments)[0] == 0  # our own one is written anew
+    (work / "build/report/report.md").write_text("notes")
+    assert "is not a report of sweeps" in sentence(setflow("eval", "report"))
+    assert (work / "report.md").read_text() == "# My own\n" and not (work / "sweep.jsonl").exists()
+
+
 @pytest.mark.parametrize("name", ["../../x", "a/b", "/x", "", ".."])
 @pytest.mark.parametrize("command", [("bench", "quality"), ("bench", "memory"), ("bench", "speed"), ("eval", "sweep")])
 def test_a_name_leads_nowhere_else(setflow, work, command, name):
@@ -135,6 +145,12 @@ def test_the_reason_why_prompts_cannot_be_read(setflow, model, work, lines, mess
     assert message in sentence(setflow("bench", "quality", "--model", model, "--prompts", "bad.jsonl"))
 
 
+@pytest.mark.parametrize("prompts", ["additions", "python", "prompts.jsonl"])
+def test_prompts_that_do_not_fit_are_refused_by_name(setflow, tiny, work, prompts):
+    message = sentence(setflow("bench", "quality", "--model", tiny, "--count", "2", "--prompts", prompts))
+    assert f"prompts {prompts.removesuffix('.jsonl')!r} have up to" in message and "context of 96" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,7 +180,10 @@ def test_a_trace_is_svg(setflow, work, out):
 
 def test_what_needs_the_options_alone_is_said_without_torch(work):
     options = (["--name", "../x"], ["--decoder", "sbdd"], ["--prompts", "no"], ["--model", "./no"], ["--dtype", "fp8"])
-    commands = [["bench", "quality", *given] for given in options] + [["bench", "memory", "--decoder", "ntpp"]]
+    commands = [["bench", "quality", *given] for given in options] + [
+        ["bench", "memory", "--decoder", "ntpp"],
+        ["bench", "speed", "--assistant", "./no"],
+    ]
     code = (
         f"import sys; from setflow.cli import main\nassert [main(c) for c in {commands}] == [2] * {len(commands)}\n"
         "assert 'torch' not in sys.modules"
