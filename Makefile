@@ -24,12 +24,13 @@ demo: $(VENV)/.base  ## Two prompts by the embedded model, against next-token de
 	@echo '--- A Python function.'
 	@printf 'def read_lines(path):\n    """Return' | $(BIN)/setflow generate - --max-new-tokens 100 --compare
 
-test: lint      ## Style and tests, as CI runs them.
+test: lint      ## Style, types and tests, as CI runs them.
 	$(BIN)/python -m pytest -q
 
-lint: $(VENV)/.dev  ## Style only.
+lint: $(VENV)/.dev  ## Style and types only.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.dev  ## Put the code into the style.
 	$(BIN)/ruff check --fix .

@@ -151,6 +151,11 @@ class Batch:
     pad_token_id: int = 0
     state: Any = None
 
+    def masks(self, count: int) -> list[int]:
+        """``count`` mask tokens; only for decoders that need one."""
+        assert self.mask_token_id is not None
+        return [self.mask_token_id] * count
+
     def texts(self, device: torch.device) -> Tensor:
         """[B, L] what ``generate`` would hold: all sequences, finished ones filled up with the pad token."""
         texts = [sequence.padding + sequence.tokens for sequence in self.sequences]

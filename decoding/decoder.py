@@ -140,7 +140,10 @@ def generate(
     if kept is not None:
         commit_pending(engine, sequences[0], kept)
     output = assemble(input_ids, sequences, batch.pad_token_id, prefill_forwards, kept)
-    return output if generation_config.return_dict_in_generate else output.sequences
+    if generation_config.return_dict_in_generate:
+        return output
+    assert output.sequences is not None
+    return output.sequences
 
 
 def decode(engine: Engine, decoder: Decoder, batch: Batch, cache: SlotCache, stream: StreamWriter | None = None) -> int:

@@ -45,9 +45,9 @@ class Step:
     def hidden(self, spans: Iterable[tuple[int, SequenceOf[int]]]) -> Tensor:
         """Hidden states [N, D] of the same rows, small enough to be kept until a later step."""
         asked = list(spans)
-        if len(asked) == 1 and isinstance(asked[0][1], range) and asked[0][1].step == 1:
-            index, rows = asked[0]
-            return self.hidden_states[index, rows.start : rows.stop]  # a view: neither indices nor a copy
+        index, span = asked[0] if len(asked) == 1 else (0, None)
+        if isinstance(span, range) and span.step == 1:
+            return self.hidden_states[index, span.start : span.stop]  # a view: neither indices nor a copy
         places = [[index for index, rows in asked for _ in rows], [row for _, rows in asked for row in rows]]
         return self.hidden_states[to_device(places, self.hidden_states.device, torch.long).unbind()]
 
@@ -65,7 +65,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, *, cache_chunk: int = GROWTH, row_costs: RowCosts | None = None):
         check_count("cache_chunk", cache_chunk)
-        self._model = lambda: model
+        self._model: Callable[[], PreTrainedModel | None] = lambda: model
         self.cache_chunk = cache_chunk
         self.recorded_costs = row_costs
         self.planner_memory: dict[Any, Any] = {}  # what planners remember from text to text, by keys of their own
@@ -92,10 +92,10 @@ class Engine:
         """Where rows go in: where the embedding runs, also while its weights are offloaded."""
         embedding = self.model.get_input_embeddings()
         for module in (embedding, self.model):
-            hook = getattr(module, "_hf_hook", None)  # of accelerate
-            if getattr(hook, "execution_device", None) is not None:
-                return torch.device(hook.execution_device)
-        return embedding.weight.device
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # of accelerate
+            if device is not None:
+                return torch.device(device)
+        return next(embedding.parameters()).device
 
     @property
     def keeps_whole_batch(self) -> bool:

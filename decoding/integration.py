@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from decoding.decoder import Decoder
 from decoding.engine import Engine
@@ -14,12 +14,12 @@ class InstalledGenerate:
 
     def __init__(self, model: PreTrainedModel, decoder: Decoder, engine: Engine | None = None):
         self.model, self.decoder, self.engine = model, decoder, engine
-        functools.update_wrapper(self, type(model).generate)
+        functools.update_wrapper(self, GenerationMixin.generate)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.setdefault("custom_generate", self.decoder) is self.decoder and self.engine is not None:
             kwargs.setdefault("engine", self.engine)
-        return type(self.model).generate(self.model, *args, **kwargs)
+        return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple:
         return InstalledGenerate._restored, (), {"model": self.model, "decoder": self.decoder}
@@ -43,7 +43,7 @@ def install(model: PreTrainedModel, decoder: Decoder, engine: Engine | None = No
     """
     if not isinstance(decoder, Decoder):
         raise ValueError(f"decoder must be a Decoder, got {decoder!r}")
-    model.generate = InstalledGenerate(model, decoder, engine)
+    vars(model)["generate"] = InstalledGenerate(model, decoder, engine)
 
 
 def uninstall(model: PreTrainedModel) -> None:

@@ -55,7 +55,8 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
     check_source(source)
     settings = {"dtype": "auto", "trust_remote_code": trust_remote_code} | settings
     with _one_sentence(f"model {source!r}"):
-        model, info = AutoModelForCausalLM.from_pretrained(weights_of(source), output_loading_info=True, **settings)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(weights_of(source), output_loading_info=True, **settings)
+        model, info = loaded
         # Weights that are not in the files are random, and nobody should miss that because the log is quiet.
         absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if absent:
@@ -83,8 +84,8 @@ def attach_extras(model: PreTrainedModel, source: str) -> None:
     """Put on ``model``, which has the weights of ``source``, what lies beside them."""
     for place in dict.fromkeys((weights_of(source), located(source))):
         for files, attach in EXTRAS.items():
-            found = [_beside(place, file) for file in files]
-            if None not in found:
+            found = [path for file in files if (path := _beside(place, file)) is not None]
+            if len(found) == len(files):
                 module, _, function = attach.partition(":")
                 getattr(import_module(module), function)(model, found[0].parent)
 
@@ -95,9 +96,10 @@ def _beside(source: str, file: str) -> Path | None:
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
     try:
-        return Path(cached_file(source, file))
+        found = cached_file(source, file)
     except OSError:
         return None
+    return None if found is None else Path(found)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def keep_arguments_for(kind: type) -> None:
             kwargs.pop(name, None)
         return standard | own
 
-    GenerationMixin._extract_generation_mode_kwargs = extract
+    GenerationMixin._extract_generation_mode_kwargs = extract  # type: ignore[method-assign]
 
 
 def check_request(

@@ -5,6 +5,7 @@ Shapes: N rows, V vocabulary. All decisions are made in float32, draws in float6
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ STATEFUL = (
     processors.SynthIDTextWatermarkLogitsProcessor,
     processors.WatermarkLogitsProcessor,
 )
+NO_IDS: Any = None  # what processors that look at nothing but logits are given for the text
 # Row -> (index of its sequence in the user's batch, the token ids to its left, padding included).
 Context = Callable[[int], tuple[int, list[int]]]
 
@@ -108,7 +110,7 @@ class LogitsPipeline:
         self._forbid(logits)
         for place, processor in enumerate(self.processors):
             if isinstance(processor, CONTEXT_FREE):
-                logits = processor(None, logits)
+                logits = processor(NO_IDS, logits)
             elif context is not None:
                 rows = [self._one_row(place, logits[i], *context(i)) for i in range(len(logits))]
                 logits = torch.stack(rows)

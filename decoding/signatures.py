@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decoding import checks
+import decoding.checks as checks
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def signature_of(module: str, name: str) -> Signature | None:
         return None
     home, defined = found
     defaults: dict[str, ast.expr | None] = {}
-    asked = ()
+    asked: tuple[tuple[str, tuple[ast.expr, ...]], ...] = ()
     for base in defined.bases:
         inherited = signature_of(home, base.id) if isinstance(base, ast.Name) else None
         if inherited is not None:
@@ -111,7 +111,7 @@ def _homes(module: str, name: str) -> Iterator[tuple[str, ast.Module]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             if any(alias.name in (name, "*") and alias.asname in (None, name) for alias in node.names):
-                yield from _homes(node.module, name)
+                yield from _homes(node.module or "", name)
 
 
 @functools.cache

@@ -99,8 +99,8 @@ def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tupl
     elif own.isidentifier():  # module:Class, and then its keys
         place, preset, text, name = (name, own), {}, rest, f"{name}:{own}"
     else:
-        known = ", ".join(DECODERS)
-        raise ValueError(f"unknown decoder {name!r}{_nearest(name, DECODERS)}; known are {known}, or module:Class")
+        names = ", ".join(DECODERS)
+        raise ValueError(f"unknown decoder {name!r}{_nearest(name, DECODERS)}; known are {names}, or module:Class")
     values = dict(preset)
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")

@@ -72,10 +72,7 @@ class ResampleConfig:
 
     def check_decoding(self, window: int) -> None:
         """Raise ValueError if rows of a window of ``window`` tokens were never seen in training."""
-        if self.perm == "rotate":
-            allowed = (self.window,)
-        else:
-            allowed = tuple(range(2, self.window + 1))
+        allowed = range(self.window if self.perm == "rotate" else 2, self.window + 1)
         if window not in allowed:
             raise ValueError(
                 f"window must be one of {', '.join(map(str, allowed))} for this model (trained with window "

@@ -93,15 +93,15 @@ class ResampleDecoder(Decoder):
 
     def absorb(self, batch: Batch, step: Step) -> None:
         states: list[Coroutine] = [sequence.state for sequence in step.sequences]
-        requests: list[RowsRequest] = [state.request for state in states]
+        requests = [state.request for state in states if isinstance(state.request, RowsRequest)]  # all of them
         # One call of the head for all sequences.
         raw = step.logits((i, request.asked) for i, request in enumerate(requests))
         logits = raw.split([len(request.asked) for request in requests])
         for i, (state, request) in enumerate(zip(states, requests, strict=True)):
             state.send((step.hidden([(i, range(len(request.rows)))]), logits[i]))
-        while asking := [state for state in states if isinstance(state.request, LogitsRequest)]:
-            raw = step.head(torch.cat([state.request.hidden for state in asking]))
-            for state, row in zip(asking, raw.split(1), strict=True):
+        while asking := [(state, r.hidden) for state in states if isinstance(r := state.request, LogitsRequest)]:
+            raw = step.head(torch.cat([hidden for _, hidden in asking]))
+            for (state, _), row in zip(asking, raw.split(1), strict=True):
                 state.send(row)
         for sequence in step.sequences:
             sequence.cached = min(sequence.state.resampler.cached, len(sequence.tokens))

@@ -17,7 +17,7 @@ from decoding.training.objective import Objective, RowsPerToken
 from decoding.training.packed import Packing, find_loss_mask, next_token_rows, row_losses
 from rpt.branches import Branches
 from rpt.config import ResampleConfig
-from rpt.offset_code import attach_offset_code
+from rpt.offset_code import OffsetCode, attach_offset_code
 from rpt.permutation import Reordered, WindowPermuter
 
 
@@ -53,7 +53,9 @@ class ResampleObjective(ResampleConfig, Objective):
             model.config.resample = self.as_dict()
 
     def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        return list(model.offset_code.parameters())
+        code = model.offset_code
+        assert isinstance(code, OffsetCode)
+        return list(code.parameters())
 
     def rows_per_token(self) -> RowsPerToken:
         if self.layout == "windows":
@@ -69,7 +71,7 @@ class ResampleObjective(ResampleConfig, Objective):
             order = WindowPermuter(self)(packing, loss_mask)
             losses, offset = self.losses(model, batch["input_ids"], packing, loss_mask, order)
         loss = losses.sum() / max(1, losses.numel())
-        metrics = {"num_targets": losses.numel()}
+        metrics: dict[str, Tensor | int] = {"num_targets": losses.numel()}
         for name, rows in (("ntp", offset == 1), ("ptp", offset < 0), ("skip", offset > 1)):
             if rows.any():
                 metrics[f"{name}_loss"] = losses.detach()[rows].mean()

@@ -125,6 +125,7 @@ class Resampler:
     def _resample(self, i: int):
         """Replace x_i by what the accept rule makes of its previous-token logits."""
         procedure, rows, pending = self.procedure, RowList(), range(0)
+        assert procedure.config is not None
         if procedure.two_slot:
             pending = self._add_pending(rows)
         previous = add_previous_rows(

@@ -47,6 +47,7 @@ class Resample(Revision):
     def add_rows(
         self, rows: RowList, causal: range, batch: Batch, sequence: Sequence, block: FinishedBlock
     ) -> list[int]:
+        assert batch.config is not None
         config = ResampleConfig.from_config(batch.config)
         text, slot, judges = sequence.tokens + block.tokens, max(rows.slots) + 1, []
         for offset in range(block.first, len(block.tokens) - 1):

@@ -82,14 +82,14 @@ class SetBlockDecoder(Decoder):
         lists = []
         for sequence in batch.unfinished:
             if sequence.state is None:
-                sequence.state = OpenBlock.at(len(sequence.tokens), self.block_size, batch.mask_token_id)
+                sequence.state = OpenBlock.at(len(sequence.tokens), batch.masks(self.block_size))
             block, rows = sequence.state, RowList()
             text, start = sequence.tokens, sequence.cached
             if block.finished is not None:  # its revision looks at the row before it, too
                 text, start = text + block.finished.tokens, min(start, block.finished.start - 1)
             block.causal = rows.add_causal(text[start : block.start], start)
             block.rows = rows.add_block(block.tokens, block.start, block.start)
-            if block.finished is not None:
+            if block.finished is not None and self.revision is not None:
                 judged = block.causal[-1 - len(block.finished.tokens) :]
                 block.finished.rows = self.revision.add_rows(rows, judged, batch, sequence, block.finished)
             lists.append(rows)

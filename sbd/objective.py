@@ -81,7 +81,7 @@ class SetBlockObjective(Objective):
         return [find_mask_token(model, self.mask_token_id)]
 
     def record(self, model: PreTrainedModel) -> None:
-        model.generation_config.trained_block_sizes = list(self.block_sizes)
+        model.generation_config.trained_block_sizes = list(self.block_sizes)  # type: ignore[attr-defined]
 
     def rows_per_token(self) -> RowsPerToken:
         copies, masked = 2 if self.complement else 1, 1.0
@@ -109,7 +109,7 @@ class SetBlockObjective(Objective):
         matp, divergence = self._masked_losses(model, tokens, clean, noisy, copies, packing)
         count = max(1, ntp.numel() + matp.numel())
         loss = (self.ntp_weight * ntp.sum() + self.matp_weight * matp.sum()) / count
-        metrics = {"matp_loss": matp.detach().mean(), "num_targets": count}
+        metrics: dict[str, Tensor | int] = {"matp_loss": matp.detach().mean(), "num_targets": count}
         if not self.gated:
             metrics["ntp_loss"] = ntp.detach().mean()
         if self.distill:

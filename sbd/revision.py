@@ -56,7 +56,7 @@ def await_revision(revision: Revision, batch: Batch, sequence: Sequence, block_s
     if block.reopened is not None:
         finished.take_over(block.reopened)
     size = 0 if ends else block_size
-    sequence.state = OpenBlock.at(block.start + len(tokens), size, batch.mask_token_id)
+    sequence.state = OpenBlock.at(block.start + len(tokens), batch.masks(size))
     if revision.is_done(finished):
         batch.commit(sequence, tokens, finished.decided_at, revisions=finished.revisions)
     else:
@@ -74,7 +74,8 @@ def settle(revision: Revision | None, batch: Batch, step: Step, index: int) -> b
     changed = revision.revise(batch, step, index, finished)
     if finished.masked_again:
         masks = [offset in finished.masked_again for offset in range(len(finished.tokens))]
-        tokens = [batch.mask_token_id if m else t for m, t in zip(masks, finished.tokens, strict=True)]
+        (mask,) = batch.masks(1)
+        tokens = [mask if m else t for m, t in zip(masks, finished.tokens, strict=True)]
         decided_at = [0 if m else at for m, at in zip(masks, finished.decided_at, strict=True)]
         sequence.state = OpenBlock(finished.start, tokens, masks, decided_at, reopened=finished)
     elif not changed or revision.is_done(finished):

@@ -26,8 +26,9 @@ class OpenBlock:
     reopened: FinishedBlock | None = None
 
     @classmethod
-    def at(cls, start: int, size: int, mask_token_id: int) -> "OpenBlock":
-        return cls(start, [mask_token_id] * size, [True] * size, [0] * size)
+    def at(cls, start: int, masks: list[int]) -> "OpenBlock":
+        """A block of ``masks``, all undecided."""
+        return cls(start, masks, [True] * len(masks), [0] * len(masks))
 
     def without(self, count: int) -> "OpenBlock":
         """The block that is left when its first ``count`` tokens are committed."""

@@ -15,6 +15,8 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
     is_compileable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, owner: "SlotCache"):
         super().__init__()
@@ -106,9 +108,11 @@ class SlotCache(Cache):
         """Reorder, repeat or drop sequences: the new sequence b is the old ``beam_idx[b]``."""
         self.tokens = [list(self.tokens[i]) for i in beam_idx.tolist()]
         for layer in self.layers:
+            assert isinstance(layer, SlotLayer)
             layer.select(beam_idx)
 
-    batch_select_indices = reorder_cache
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
 
 
 def _with_slots(states: Tensor, slots: int) -> tuple[int, int, int, int]:

@@ -28,11 +28,17 @@ class RowList:
     """
 
     COLUMNS = ("tokens", "positions", "slots", "prefix_end", "own_start", "own_end", "is_block", "offset", "level")
-    __slots__ = COLUMNS
 
     def __init__(self) -> None:
-        for column in self.COLUMNS:
-            setattr(self, column, [])
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.slots: list[int] = []
+        self.prefix_end: list[int] = []
+        self.own_start: list[int] = []
+        self.own_end: list[int] = []
+        self.is_block: list[int] = []
+        self.offset: list[int] = []
+        self.level: list[int] = []
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -73,7 +73,7 @@ class Objective(ABC):
 
         By default those of all modules on the model that have files of their own, whether or not they were trained.
         """
-        files = {}
+        files: dict[str, bytes] = {}
         for module in model.children():
             if isinstance(module, SavedBeside):
                 files |= module.extra_files(model, weights)

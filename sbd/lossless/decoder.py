@@ -103,12 +103,12 @@ class SelfSpeculativeDecoder(Decoder):
             rows, t = RowList(), len(sequence.tokens)
             causal = rows.add_causal(sequence.pending + state.draft.tokens, sequence.cached)
             state.checked = causal[len(sequence.pending) - 1 :]
-            masks, slot, state.blocks = [batch.mask_token_id] * self.block_size, t + drafts, {}
+            slot, state.blocks = t + drafts, {}
             for a in provided:
                 if (
                     sequence.room - (a + 1) >= 2
                 ):  # else nothing is left to draft behind a drafts and the token after them
-                    state.blocks[a] = rows.add_block(masks, t + a, slot)
+                    state.blocks[a] = rows.add_block(batch.masks(self.block_size), t + a, slot)
                     slot += self.block_size
             lists.append(rows)
         return lists
@@ -134,7 +134,7 @@ class SelfSpeculativeDecoder(Decoder):
             if length in state.blocks and not sequence.finished:
                 state.uniforms.advance(count if batch.pipeline.do_sample else 0)
                 held = Draft([int(draft) for draft in drafts], confidences)
-                held.hidden = hidden[i] if batch.pipeline.do_sample else None
+                held.hidden = hidden[i] if hidden is not None and batch.pipeline.do_sample else None
                 held = held.shortened(state.possible(held.tokens))
             for source in state.sources:
                 if isinstance(source, MaskDrafts):

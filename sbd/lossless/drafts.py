@@ -86,9 +86,9 @@ class PromptLookup:
                 self._seen[tuple(tokens[end - length : end])] = end
         self._indexed = max(self._indexed, len(tokens) - 1)
         for length in range(min(self.longest, len(tokens)), 0, -1):
-            end = self._seen.get(tuple(tokens[-length:]))
-            if end is not None:
-                followed = tokens[end : end + count]
+            begins = self._seen.get(tuple(tokens[-length:]))
+            if begins is not None:
+                followed = tokens[begins : begins + count]
                 return [followed[i % len(followed)] for i in range(count)], length
         return [], 0
 
