@@ -154,7 +154,8 @@ class ObjectiveTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         trained = self._trained_names()
         if len(trained) == len(list(self.model.parameters())):
-            super()._save(output_dir, state_dict)
+            # With a state a checkpoint holds all of it in one file, as it is loaded.
+            super()._save(output_dir, self.model.state_dict() if state_dict is None else state_dict)
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

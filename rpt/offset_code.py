@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from decoding.forward.beside import SavedBeside
 from decoding.forward.gating import offsets
 from rpt.config import ResampleConfig
 
 OFFSET_CODE_FILE = "offset_code.safetensors"
 
 
-class OffsetCode(nn.Module):
+class OffsetCode(nn.Module, SavedBeside):
     """Codes [N, 2 w, D], zeros to start with: one set of them for the input, or N for as many layers.
 
     Code ``offset + w - 1`` is added to a token of that offset; those of offsets 0 and 1 are never used.

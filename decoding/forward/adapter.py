@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import GenerationConfig, PreTrainedModel
 
+from decoding.checks import check_count, check_range
+from decoding.forward.beside import SavedBeside
 from decoding.forward.gating import block_rows
 from decoding.source import ADAPTER_FILE
 
@@ -41,6 +44,11 @@ class LowRank(nn.Module):
         self.scale = scale
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
+    def after_layer(self, layer: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
+        """Forward hook of a linear layer."""
+        rows = block_rows()
+        return None if rows is None else self(output, arguments[0], rows)
+
     def forward(self, output: Tensor, x: Tensor, rows: Tensor) -> Tensor:
         """``rows`` is [...] bool. Three kernels: decoding waits for their number more than for their size."""
         low = linear(x, self.down).flatten(0, -2)
@@ -48,7 +56,7 @@ class LowRank(nn.Module):
         return torch.where(rows[..., None], added, output)
 
 
-class GatedAdapter(nn.Module):
+class GatedAdapter(nn.Module, SavedBeside):
     """The trained part: a LowRank for each linear layer, and the vector that embeds the mask token.
 
     rank: of the terms; alpha: they are multiplied by alpha / rank; targets: last parts of the names of linear layers.
@@ -59,7 +67,7 @@ class GatedAdapter(nn.Module):
         self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
         self.mask_token_id: int | None = None
         self.replaced: dict[str, Any] = {}  # what the model's generation config said before
-        embeddings = model.get_input_embeddings().weight
+        embeddings = next(model.get_input_embeddings().parameters())
         self.mask_embedding = nn.Parameter(embeddings.detach().mean(0).float())
         self.terms = nn.ModuleDict()
         for name, layer in _linear_layers(model, self.targets):
@@ -75,7 +83,9 @@ class GatedAdapter(nn.Module):
         setattr(model, NAME, self)
         self._hooks = [model.get_input_embeddings().register_forward_hook(self._embed)]
         for name, layer in _linear_layers(model, self.targets):
-            self._hooks.append(layer.register_forward_hook(_hook_of(self.terms[name.replace(".", "-")])))
+            term = self.terms[name.replace(".", "-")]
+            assert isinstance(term, LowRank)
+            self._hooks.append(layer.register_forward_hook(term.after_layer))
 
     def _embed(self, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
         rows, (tokens, *_) = block_rows(), arguments
@@ -87,34 +97,50 @@ class GatedAdapter(nn.Module):
         """Write the adapter, the name of its base model, and what decoders must know, into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: weight.to(dtype).contiguous() for name, weight in self.state_dict().items()}, folder / WEIGHTS_FILE
-        )
-        settings = {"base_model": located_base(model), "rank": self.rank, "alpha": self.alpha, "targets": self.targets}
+        weights = {name: weight.to(dtype) for name, weight in self.state_dict().items()}
+        for name, content in self._files(model, weights, located_base(model)).items():
+            (folder / name).write_bytes(content)
+
+    def extra_files(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        """The adapter's files, to lie beside those of ``model``; its weights are taken out of ``weights``."""
+        own = {name: weights.pop(f"{NAME}.{name}") for name in self.state_dict()}
+        return self._files(model, own, ".")
+
+    def _files(self, model: PreTrainedModel, weights: dict[str, Tensor], base: str) -> dict[str, bytes]:
+        settings = {"base_model": base, "rank": self.rank, "alpha": self.alpha, "targets": self.targets}
         settings["generation"] = {name: getattr(model.generation_config, name, None) for name in REMEMBERED}
-        (folder / ADAPTER_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+        return {
+            WEIGHTS_FILE: save({name: weight.contiguous() for name, weight in weights.items()}),
+            ADAPTER_FILE: (json.dumps(settings, indent=1) + "\n").encode(),
+        }
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> GatedAdapter:
     """Attach the adapter in ``folder`` to ``model``, which decodes blocks from then on; next-token text is unchanged.
 
-    Raises ValueError if there is none or if it was made for a model of another shape.
+    Of what the file says about generation only the fields in ``REMEMBERED`` are taken, and ``remove_adapter`` undoes them.
+    Raises ValueError if there is none, if it is damaged or if it was made for a model of another shape.
     """
     settings = read_settings(folder)
     adapter = GatedAdapter(model, settings["rank"], settings["alpha"], settings["targets"])
-    weights = load_file(Path(folder) / WEIGHTS_FILE)
+    try:
+        weights = load_file(Path(folder) / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{WEIGHTS_FILE} in {str(folder)!r} cannot be read: {error}") from error
     expected = {name: tuple(weight.shape) for name, weight in adapter.state_dict().items()}
     if expected != {name: tuple(weight.shape) for name, weight in weights.items()}:
         raise ValueError(
             f"the adapter in {str(folder)!r} does not fit this model: it was made for {settings['base_model']!r}"
         )
+    taken = {name: settings["generation"].get(name) for name in REMEMBERED}
+    check_count(f"mask_token_id in {ADAPTER_FILE}", taken["mask_token_id"], 0, model.config.vocab_size - 1)
     adapter.load_state_dict(weights)
     adapter.to(device=model.device, dtype=model.dtype).requires_grad_(False).eval()
-    adapter.mask_token_id = settings["generation"]["mask_token_id"]
+    adapter.mask_token_id = taken["mask_token_id"]
     adapter.attach(model)
     own = model.generation_config
     adapter.replaced = {name: getattr(own, name, None) for name in (*REMEMBERED, "_from_model_config")}
-    for name, value in settings["generation"].items():
+    for name, value in taken.items():
         if value is not None:
             setattr(own, name, value)
     own._from_model_config = False  # else transformers drops these fields when it saves and loads
@@ -136,8 +162,8 @@ def load_low_rank(model: PreTrainedModel, folder: str | Path) -> None:
 
 def located_base(model: PreTrainedModel) -> str:
     """Where ``model`` was loaded from, in a form that holds in other working directories: a whole path, or a hub name."""
-    base = Path(model.name_or_path)
-    return str(base.resolve()) if base.is_dir() else model.name_or_path
+    name = model.name_or_path or ""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def base_of(folder: str | Path) -> str:
@@ -168,22 +194,30 @@ def gated_adapter(model: PreTrainedModel) -> GatedAdapter | None:
     return getattr(model, NAME, None)
 
 
-def read_settings(folder: str | Path) -> dict:
-    """What ``gated_adapter.json`` in ``folder`` says; ``base_model`` is the model that the adapter belongs to."""
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """What ``gated_adapter.json`` in ``folder`` says; ``base_model`` is the model that the adapter belongs to.
+
+    Raises ValueError if there is none, or if it cannot be one.
+    """
     try:
-        return json.loads((Path(folder) / ADAPTER_FILE).read_text())
+        settings = json.loads((Path(folder) / ADAPTER_FILE).read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{str(folder)!r} holds no gated adapter: {ADAPTER_FILE} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{ADAPTER_FILE} in {str(folder)!r} is not JSON: {error}") from None
+    kinds = {"base_model": str, "rank": int, "alpha": float | int, "targets": list, "generation": dict}
+    known = settings if isinstance(settings, dict) else {}
+    for name, kind in kinds.items():
+        if not isinstance(known.get(name), kind) or isinstance(known[name], bool):
+            raise ValueError(f"{ADAPTER_FILE} in {str(folder)!r} has no {name}, or one that cannot be")
+    if not all(isinstance(target, str) for target in settings["targets"]):
+        raise ValueError(f"targets in {ADAPTER_FILE} must be names of layers, got {settings['targets']!r}")
+    check_count(f"rank in {ADAPTER_FILE}", settings["rank"])
+    check_range(f"alpha in {ADAPTER_FILE}", settings["alpha"], 0, include_low=False, include_high=False)
+    return settings
 
 
-def _linear_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    layers = model.get_decoder().named_modules()
+def _linear_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[tuple[str, Any]]:
+    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+    layers = decoder.named_modules()
     return [(name, layer) for name, layer in layers if name.rpartition(".")[2] in targets]
-
-
-def _hook_of(term: LowRank):
-    def add(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
-        rows = block_rows()
-        return None if rows is None else term(output, arguments[0], rows)
-
-    return add

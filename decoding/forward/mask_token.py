@@ -1,8 +1,11 @@
 """The mask token: where a model keeps its id."""
 
+from pathlib import Path
+
 from transformers import PreTrainedModel
 
 from decoding.checks import check_count
+from decoding.source import ADAPTER_FILE
 
 
 def find_mask_token(model: PreTrainedModel, override: int | None = None) -> int:
@@ -14,6 +17,11 @@ def find_mask_token(model: PreTrainedModel, override: int | None = None) -> int:
     for config in (model.generation_config, model.config):
         if mask_id is None:
             mask_id = getattr(config, "mask_token_id", None)
+    if mask_id is None and (Path(model.name_or_path) / ADAPTER_FILE).is_file():
+        raise ValueError(
+            f"mask_token_id: beside this model lies a gated adapter that brings one; load both with "
+            f"decoding.load_model({model.name_or_path!r})"
+        )
     if mask_id is None:
         raise ValueError(
             "mask_token_id: this model has no mask token; set model.generation_config.mask_token_id to a token that its "

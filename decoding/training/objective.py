@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from decoding.forward.beside import saved_beside
 
 
 class RowsPerToken(NamedTuple):
@@ -19,14 +21,6 @@ class RowsPerToken(NamedTuple):
     constant: float = 0.0
     labelled: float = 1.0
     taught: float = 0.0
-
-
-@runtime_checkable
-class SavedBeside(Protocol):
-    """A module on a model that stock transformers does not know and that is saved in files beside the model's."""
-
-    def extra_files(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, bytes]:
-        """The files by name; what they hold is taken out of ``weights``, the model's state."""
 
 
 class Objective(ABC):
@@ -74,8 +68,8 @@ class Objective(ABC):
         By default those of all modules on the model that have files of their own, whether or not they were trained.
         """
         files: dict[str, bytes] = {}
-        for module in model.children():
-            if isinstance(module, SavedBeside):
+        for name, module in saved_beside(model).items():
+            if any(key.startswith(f"{name}.") for key in weights):
                 files |= module.extra_files(model, weights)
         return files
 

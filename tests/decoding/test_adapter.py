@@ -183,3 +183,87 @@ def test_mistakes_are_named(fresh_model, tmp_path):
         load_adapter(model, tmp_path)
     with pytest.raises(ValueError, match="does not fit"):
         load_adapter(fresh_model("llama", hidden_size=32), tmp_path)
+
+
+@pytest.fixture
+def saved(fresh_model, tmp_path):
+    """The folder of an adapter."""
+    model = fresh_model("llama")
+    adapted(model).save(model, tmp_path / "adapter", torch.float32)
+    return tmp_path / "adapter"
+
+
+def test_only_what_an_adapter_needs_is_taken_from_its_file_and_undone(fresh_model, saved, prompts):
+    """A file may say more about generation than an adapter has to; the base model's text does not change."""
+    path, batch = saved / ADAPTER_FILE, prompts(9)
+    settings = json.loads(path.read_text())
+    settings["generation"] |= {
+        "repetition_penalty": 5.0,
+        "suppress_tokens": [3, 4, 5],
+        "eos_token_id": 7,
+        "max_length": 3,
+    }
+    settings["generation"] |= {"decoder": "sbd-lossless", "trained_block_sizes": [4], "temperature": 9.0}
+    path.write_text(json.dumps(settings))
+    model = fresh_model("llama")
+    before, text = model.generation_config.to_dict(), model.generate(**batch, max_new_tokens=12, do_sample=False)
+    load_adapter(model, saved)
+    changed = {
+        name
+        for name, value in model.generation_config.to_dict().items()
+        if value != before.get(name) and name[0] != "_"
+    }
+    assert changed == {"decoder", "trained_block_sizes"}
+    assert torch.equal(model.generate(**batch, max_new_tokens=12, do_sample=False), text)
+    remove_adapter(model)
+    assert {k: v for k, v in model.generation_config.to_dict().items() if v is not None} == {
+        k: v for k, v in before.items() if v is not None
+    }
+    assert torch.equal(model.generate(**batch, max_new_tokens=12, do_sample=False), text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 0}, "rank in gated_adapter.json must be a whole number of at least 1, got 0"),
+        ({"rank": "4"}, "has no rank, or one that cannot be"),
+        ({"rank": True}, "has no rank, or one that cannot be"),
+        ({"rank": 3}, "does not fit this model"),
+        ({"alpha": -1}, "alpha in gated_adapter.json must be"),
+        ({"alpha": float("inf")}, "alpha in gated_adapter.json must be"),
+        ({"alpha": None}, "has no alpha"),
+        ({"targets": "q_proj"}, "has no targets"),
+        ({"targets": [1]}, "targets in gated_adapter.json must be names of layers"),
+        ({"targets": ["lm_heads"]}, "the model has no linear layer"),
+        ({"base_model": 5}, "has no base_model"),
+        ({"generation": []}, "has no generation"),
+        ({"generation": {}}, "mask_token_id in gated_adapter.json must be a whole number from 0 to 96, got None"),
+        ({"generation": {"mask_token_id": 97}}, "mask_token_id in gated_adapter.json must be .* got 97"),
+        ({"generation": {"mask_token_id": "x"}}, "mask_token_id in gated_adapter.json must be .* got 'x'"),
+        ([1, 2], "has no base_model"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\xff", "is not JSON"),
+    ],
+)
+def test_a_damaged_file_of_settings_is_one_sentence(fresh_model, saved, change, message):
+    path = saved / ADAPTER_FILE
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.write_bytes(change.encode("latin-1") if isinstance(change, str) else json.dumps(change).encode())
+    with pytest.raises(ValueError, match=message) as error:
+        load_adapter(fresh_model("llama"), saved)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "absent"])
+def test_damaged_weights_are_one_sentence(fresh_model, saved, damage):
+    path = saved / "gated_adapter.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "absent":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    model = fresh_model("llama")
+    with pytest.raises(ValueError, match="gated_adapter.safetensors in .* cannot be read"):
+        load_adapter(model, saved)
+    assert gated_adapter(model) is None and not any(module._forward_hooks for module in model.modules())

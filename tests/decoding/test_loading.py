@@ -76,7 +76,8 @@ def test_an_adapter_that_does_not_fit_is_one_sentence(saved, fresh_model, tmp_pa
     fresh_model("llama", hidden_size=32).save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="^model '.*adapter' cannot be loaded: the adapter in .* does not fit"):
         load_model(str(folder))
-    (folder / "gated_adapter.json").write_text(json.dumps({"base_model": str(tmp_path / "gone")}))
+    file = folder / "gated_adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model": str(tmp_path / "gone")}))
     with pytest.raises(ValueError, match="^model '.*adapter' cannot be loaded: .*gone"):
         load_model(str(folder))
 
