@@ -17,10 +17,11 @@ def find_mask_token(model: PreTrainedModel, override: int | None = None) -> int:
     for config in (model.generation_config, model.config):
         if mask_id is None:
             mask_id = getattr(config, "mask_token_id", None)
-    if mask_id is None and (Path(model.name_or_path) / ADAPTER_FILE).is_file():
+    folder = model.name_or_path
+    if mask_id is None and folder and (Path(folder) / ADAPTER_FILE).is_file():
         raise ValueError(
             f"mask_token_id: beside this model lies a gated adapter that brings one; load both with "
-            f"decoding.load_model({model.name_or_path!r})"
+            f"decoding.load_model({folder!r})"
         )
     if mask_id is None:
         raise ValueError(
