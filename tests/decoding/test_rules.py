@@ -311,3 +311,15 @@ def test_beside_an_exact_row_every_guess_counts_against_the_bound():
         assert revealed[2] == [True, True, True, False]
     free = [EntropyBound(bound)(with_entropies([0.0, 0.3, 0.1, 0.6]), masked)[0].sum().item() for bound in (0.0, 0.15)]
     assert free == [2, 3]
+
+
+@pytest.mark.parametrize("entropies", [(1e-8, 1.0), (1e-30, 50.0), (1e-12, 1e-12, 3.0), (0.5, 1e-9, 1e-9)])
+def test_a_bound_of_zero_reveals_one_however_small_the_others_are(entropies):
+    """sum(H) - max(H) must not be lost to rounding beside a large H."""
+    entropy = torch.tensor([entropies])
+    scores = RowScores(entropy, 1 - entropy / 100, entropy)
+    masked = torch.ones_like(entropy, dtype=torch.bool)
+    for order in ("entropy", "confidence", "margin"):
+        assert EntropyBound(0.0, order=order)(scores, masked).sum() == 1
+    smallest = min(entropies)
+    assert EntropyBound(smallest)(scores, masked).sum() == 2

@@ -19,6 +19,7 @@ from rpt.config import ResampleConfig
 from rpt.permutation import reordered
 from rpt.previous_rows import AcceptRule, add_previous_rows
 from tests.conftest import FAMILIES, MASK
+from tests.rpt.toys import TableEngine
 
 DICT = {"return_dict_in_generate": True}
 SAMPLED = {"do_sample": True, "top_k": 0}
@@ -202,6 +203,23 @@ def test_eos_counts_when_it_is_committed(resample_model):
         assert stopped.finished and common not in stopped.new_tokens[:-1]
         assert stopped.new_tokens[-1] == common
         assert len(stopped.new_tokens) == len(stopped.revisions) == len(stopped.decided_at)
+
+
+@pytest.mark.parametrize("schedule", ["two_slot", "plain"])
+@pytest.mark.parametrize("k", [0.5, 1, 1.5, 2])
+def test_the_window_stops_at_an_end_that_was_resampled(k, schedule):
+    """Tables where the first token becomes an end, and what would be drawn behind that would take it back."""
+
+    def certain(*tokens):
+        return torch.nn.functional.one_hot(torch.tensor(tokens), 4).double().clamp_min(1e-9).numpy()
+
+    end = 3
+    engine = TableEngine(certain(0)[0], certain(1, 1, 1, 2), certain(0, end, 0, 0))
+    sequence = Sequence(0, [0], 9, torch.Generator())
+    batch = Batch([sequence], LogitsPipeline(LogitsProcessorList(), False), Stopping(frozenset({end})))
+    decode(engine, ResampleDecoder(iterations=k, schedule=schedule), batch, SlotCache(0, 1))
+    assert sequence.new_tokens == [end] and sequence.revisions == [1]
+    assert sequence.forwards == 3 == engine.forwards  # two tokens drawn, the first resampled; nothing behind the end
 
 
 def test_nothing_stands_behind_an_eos_that_was_drawn_anew(resample_model, recording_streamer):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from decoding import Engine, NextTokenDecoder, SlotCache
 from decoding.batch import Batch, Sequence, Stopping
@@ -203,6 +203,36 @@ def test_batched_equals_single_for_ragged_ends(shared_model, fresh_model, prompt
         )
         assert new_tokens(together, i, 17) == new_tokens(alone, 0, int(mask.sum()))
         assert together.forwards[i] == alone.forwards[0]
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        SelfSpeculativeDecoder(block_size=4, look_ahead=look_ahead, draft=draft)
+        for look_ahead in ("all", "alternate", 0, 1, 2)
+        for draft in ("mask", "both")
+    ],
+    ids=repr,
+)
+def test_sampled_text_does_not_depend_on_the_batch(shared_model, prompts, decoder):
+    """Nor does what is learned of drafts from the other rows: how many there are decides what is drawn."""
+    model, inputs = shared_model("llama"), prompts(6, 11, 8)
+    engine = Engine(model)
+
+    def run(rows):
+        sequences = []
+        for i in rows:
+            ids = inputs["input_ids"][i][inputs["attention_mask"][i].bool()].tolist()
+            generator = torch.Generator().manual_seed(40 + i)
+            sequences.append(Sequence(len(sequences), ids, len(ids) + 40, generator))
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(3.0)])
+        pipeline = LogitsPipeline(warpers, True, MASK, len(sequences))
+        decode(engine, decoder, Batch(sequences, pipeline, Stopping(), MASK), engine.new_cache(len(sequences)))
+        return [(sequence.new_tokens, sequence.forwards) for sequence in sequences]
+
+    alone = [run([i])[0] for i in range(3)]
+    assert run(range(3)) == alone and run([2, 0]) == [alone[2], alone[0]]
+    assert len({forwards for _, forwards in alone}) > 1
 
 
 @pytest.mark.parametrize("look_ahead", ["all", "alternate", 0, 2])
