@@ -4,7 +4,7 @@ A forward pass is a list of rows; a row sees at most two intervals of keys. A de
 forward: ``plan`` says which rows to run, ``absorb`` decides tokens from their logits.
 
 The names are those of :mod:`decoding.exports`, which is imported with the first of them: a module such as
-:mod:`decoding.checks` can be used without waiting for torch.
+:mod:`decoding.inputs.checks` can be used without waiting for torch.
 """
 
 from importlib import import_module

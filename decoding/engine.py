@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from decoding.batch import Sequence
-from decoding.checks import check_count
 from decoding.forward.cache import GROWTH, SlotCache
 from decoding.forward.costs import CONTEXT, RowCosts, measure_row_costs
 from decoding.forward.model import check_attention, check_runnable, is_tested, probe, run_rows
 from decoding.forward.rows import RowList, Rows
 from decoding.forward.transfer import to_device
+from decoding.inputs.checks import check_count
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.rows import RowList
 from decoding.forward.visibility import Visibility
+from decoding.inputs.loading import load_model
+from decoding.inputs.spec import decoder_from_spec
 from decoding.integration import install, uninstall
-from decoding.loading import load_model
 from decoding.next_token import NextTokenDecoder
 from decoding.output import DecodeOutput
 from decoding.revision import Revision
 from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, RevealRule, RowScores, TopK
 from decoding.sampling import LogitsPipeline
-from decoding.spec import decoder_from_spec
 from decoding.training.next_token import NextTokenObjective
 from decoding.training.objective import Objective
 

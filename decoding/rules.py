@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decoding.checks import check_choice, check_count, check_range
+from decoding.inputs.checks import check_choice, check_count, check_range
 
 Order = Literal["entropy", "confidence", "margin"]
 ORDERS = ("entropy", "confidence", "margin")

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.noise_level import GIVEN
 from decoding.forward.rows import RowList
+from decoding.inputs.checks import check_choice, check_count
 from decoding.rules import RevealRule
 from decoding.sampling import LogitsPipeline
 from dfm.draws import LikeliestDraws

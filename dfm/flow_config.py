@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from decoding.checks import check_choice
 from decoding.forward.noise_level import noise_level_ids
+from decoding.inputs.checks import check_choice
 from dfm.paths.sources import MaskSource, Source, UniformSource
 
 SOURCES = ("mask", "uniform")

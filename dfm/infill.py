@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from decoding.checks import check_range
 from decoding.engine import Engine
+from decoding.inputs.checks import check_range
 from dfm.flow_run import FlowRun, make_draws
 from dfm.networks import Bidirectional
 from dfm.sampling.loop import FlowSample, Posterior, sample

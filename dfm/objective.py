@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from decoding.checks import check_choice, check_range
 from decoding.forward.attention import run_trunk
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.noise_level import add_noise_level_rows, noise_levels, with_noise_level
 from decoding.forward.visibility import Visibility
+from decoding.inputs.checks import check_choice, check_range
 from decoding.training.blocks import BlockGrid, check_block_sizes, draw_block_size
 from decoding.training.copies import run_copies
 from decoding.training.new_mask_token import choose_mask_token, initialise_mask_token

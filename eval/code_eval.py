@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from unittest import mock
 
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 from eval.sandbox import Limits, Verdict, run_untrusted
 
 # The stock metric takes these away, so a completion that uses one fails. Here they do no harm, but scores must agree.

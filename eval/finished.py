@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from decoding.jsonl import read_jsonl
+from decoding.inputs.jsonl import read_jsonl
 from eval.files import SoleWriter
 
 

@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from decoding.checks import check_count, check_range
+from decoding.inputs.checks import check_count, check_range
 from eval.sandbox_child import INSIDE, NOBODY
 
 CHILD = Path(__file__).with_name("sandbox_child.py")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding import decoder_from_spec
-from decoding.checks import check_range
+from decoding.inputs.checks import check_range
 from eval.bench.results import conditions
 from eval.files import SoleWriter, write_whole
 from eval.finished import read_records, request_key

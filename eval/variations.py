@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-from decoding.spec import check_spec, keys_of
+from decoding.inputs.spec import check_spec, keys_of
 
 
 def vary(specs: Iterable[str], key: str, values: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.utils import is_torch_xla_available
 
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 from finetune.processes import note
 
 UNCOLLECTED = "has no effect: predictions are not collected, evaluation measures losses"

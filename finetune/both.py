@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from decoding.checks import check_range
+from decoding.inputs.checks import check_range
 from decoding.training.objective import Objective, RowsPerToken
 from rpt import ResampleObjective
 from sbd import SetBlockObjective

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from decoding.jsonl import BOM, parse
+from decoding.inputs.jsonl import BOM, parse
 
 
 @contextmanager

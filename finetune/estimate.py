@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 from decoding.training.objective import RowsPerToken
 from decoding.training.packed import HEAD_CHUNK
 from finetune.objectives import build_objective

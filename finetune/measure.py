@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from decoding import Objective, decoder_from_spec, find_mask_token
-from decoding.checks import check_count
 from decoding.forward.mask_token import has_mask_token
+from decoding.inputs.checks import check_count
 from decoding.training.blocks import BlockGrid
 from decoding.training.copies import run_copies
 from decoding.training.packed import Packing, find_loss_mask

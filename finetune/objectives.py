@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decoding import Objective
-from decoding.checks import check_choice, named_object
+from decoding.inputs.checks import check_choice, named_object
 
 # "module:Class", imported when a recipe names it.
 OBJECTIVES = {

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from decoding.jsonl import read_jsonl
+from decoding.inputs.jsonl import read_jsonl
 from finetune.chat import check_messages, render, template_arguments
 from finetune.documents import normal_form, text_of
 

@@ -10,8 +10,8 @@ import torch
 from transformers import PretrainedConfig, TrainingArguments
 
 from decoding import decoder_from_spec
-from decoding.checks import check_choice, check_count, check_range
 from decoding.forward import tiles
+from decoding.inputs.checks import check_choice, check_count, check_range
 from decoding.training.new_mask_token import MASK_INITS
 from finetune.arguments import check_arguments, training_arguments
 from finetune.measure import Measure

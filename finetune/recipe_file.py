@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from decoding.signatures import signature_of
-from decoding.source import check_source
-from decoding.spec import check_spec
+from decoding.inputs.signatures import signature_of
+from decoding.inputs.source import check_source
+from decoding.inputs.spec import check_spec
 
 RECIPES = Path(__file__).parent / "recipes"
 

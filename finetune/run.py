@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import NextTokenObjective, Objective, find_mask_token
 from decoding.forward.adapter import gated_adapter
-from decoding.loading import load_tokenizer, load_weights
+from decoding.inputs.loading import load_tokenizer, load_weights
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
 from finetune.checkpoints import read_json, write_json

@@ -11,8 +11,8 @@ from datasets import IterableDataset
 from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile
 
-from decoding.checks import check_range
-from decoding.jsonl import BOM, parse, read_jsonl
+from decoding.inputs.checks import check_range
+from decoding.inputs.jsonl import BOM, parse, read_jsonl
 
 FORMATS = (".jsonl", ".json", ".parquet", ".txt")
 # Other names of files, so that nobody waits for the hub to deny that it has a data set of that name.

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decoding import Objective
-from decoding.checks import check_choice, check_count, check_range
 from decoding.forward.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter, located_base
+from decoding.inputs.checks import check_choice, check_count, check_range
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from decoding.checks import check_choice, check_count, check_range
+from decoding.inputs.checks import check_choice, check_count, check_range
 
 
 @dataclass(frozen=True)

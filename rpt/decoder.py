@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 
 from decoding.batch import Batch
-from decoding.checks import check_choice, check_count
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.rows import RowList
+from decoding.inputs.checks import check_choice, check_count
 from decoding.sampling import LogitsPipeline
 from rpt.config import ResampleConfig, check_resampling
 from rpt.previous_rows import AcceptRule

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decoding.checks import check_choice, check_range
 from decoding.forward.rows import RowList
 from decoding.forward.transfer import to_device
+from decoding.inputs.checks import check_choice, check_range
 from decoding.sampling import Context, LogitsPipeline, draw
 from rpt.config import ResampleConfig
 

@@ -7,9 +7,9 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_choice
 from decoding.engine import Step
 from decoding.forward.rows import RowList
+from decoding.inputs.checks import check_choice
 from decoding.revision import FinishedBlock, Revision
 from rpt.config import ResampleConfig, check_resampling
 from rpt.previous_rows import AcceptRule, add_previous_rows

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_choice, check_count, warn_untrained_size
 from decoding.decoder import Decoder
 from decoding.engine import Step
 from decoding.forward.rows import RowList
 from decoding.forward.transfer import to_device
+from decoding.inputs.checks import check_choice, check_count, warn_untrained_size
 from decoding.revision import Revision
 from decoding.rules import EntropyBound, RevealRule, RowScores
 from decoding.sampling import LogitsPipeline

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import inf
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_count, check_range
 from decoding.engine import Step
 from decoding.forward.rows import RowList
+from decoding.inputs.checks import check_count, check_range
 from decoding.revision import FinishedBlock, Revision
 from sbd.state import OpenBlock
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from decoding.jsonl import read_jsonl
+from decoding.inputs.jsonl import read_jsonl
 from eval.additions import additions
 from eval.python_source import library_pieces
 

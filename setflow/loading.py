@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoding.source import check_source
+from decoding.inputs.source import check_source
 
 if TYPE_CHECKING:  # a name can be checked without them
     import torch

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decoding.checks import check_count, check_range
+from decoding.inputs.checks import check_count, check_range
 from setflow.text import coloured, split_text
 
 if TYPE_CHECKING:  # settings are checked without them

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from decoding.forward.adapter import WEIGHTS_FILE, holds_adapter, read_settings
-from decoding.source import ADAPTER_FILE
+from decoding.inputs.source import ADAPTER_FILE
 from setflow.loading import EMBEDDED, EMBEDDED_GATED
 
 STAGES = {

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import GenerationConfig, PreTrainedModel
 
-from decoding.checks import check_count, check_range
 from decoding.forward.beside import SavedBeside
 from decoding.forward.gating import block_rows
-from decoding.source import ADAPTER_FILE
+from decoding.inputs.checks import check_count, check_range
+from decoding.inputs.source import ADAPTER_FILE
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS_FILE = "gated_adapter.safetensors"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from decoding.checks import check_count
-from decoding.source import ADAPTER_FILE
+from decoding.inputs.checks import check_count
+from decoding.inputs.source import ADAPTER_FILE
 
 
 def find_mask_token(model: PreTrainedModel, override: int | None = None) -> int:

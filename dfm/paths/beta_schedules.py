@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from decoding.checks import check_count, check_range
+from decoding.inputs.checks import check_count, check_range
 
 
 class BetaSchedule(ABC):

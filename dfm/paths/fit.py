@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 from dfm.paths.schedulers import PiecewiseLinearScheduler, Scheduler
 
 

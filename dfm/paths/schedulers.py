@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from decoding.checks import check_choice, check_count, check_range
+from decoding.inputs.checks import check_choice, check_count, check_range
 from dfm.paths.sources import Source
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 from dfm.draws import Draws
 
 

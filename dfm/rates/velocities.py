@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decoding.checks import check_choice, check_range
+from decoding.inputs.checks import check_choice, check_range
 from dfm.paths.mixture import ConvexSumPath, MixturePath
 from dfm.paths.path import delta, per_position
 from dfm.rates.posterior import noise_posterior

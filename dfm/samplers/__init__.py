@@ -17,7 +17,7 @@
 Shapes as in :mod:`dfm.sampling`.
 """
 
-from decoding.checks import check_choice, named_object
+from decoding.inputs.checks import check_choice, named_object
 from dfm.samplers.events import FirstHitting, Uniformisation
 from dfm.samplers.kernels import D3PM, Adaptive, Corrector, ExactX1, Psi, ReMDM
 from dfm.samplers.ranked import P2, LooGibbs, ScheduledTopK

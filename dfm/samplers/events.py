@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding.checks import check_range
+from decoding.inputs.checks import check_range
 from dfm.draws import Draws
 from dfm.paths.mixture import MixturePath
 from dfm.paths.sources import check_mask

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.checks import check_choice
+from decoding.inputs.checks import check_choice
 from dfm.paths.metric import MetricPath
 from dfm.paths.metric_rules import METRIC_RULES
 from dfm.paths.path import delta

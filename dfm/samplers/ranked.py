@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decoding.checks import check_choice, check_count, check_range
+from decoding.inputs.checks import check_choice, check_count, check_range
 from decoding.rules import ORDERS, Order, RevealRule, RowScores
 from dfm.draws import Draws
 from dfm.paths.mixture import MixturePath

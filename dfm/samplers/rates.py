@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decoding.checks import check_choice, check_range
+from decoding.inputs.checks import check_choice, check_range
 from dfm.draws import Draws
 from dfm.paths.mixture import MixturePath
 from dfm.rates.guidance import guide_law, guide_rates

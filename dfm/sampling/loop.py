@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.checks import check_range
+from decoding.inputs.checks import check_range
 from dfm.draws import Draws
 from dfm.paths.sources import Source
 from dfm.rates.guidance import guide_logits

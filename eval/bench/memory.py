@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import decoder_from_spec
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 from eval.devices import check_device
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}

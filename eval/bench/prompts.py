@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decoding.jsonl import read_jsonl
+from decoding.inputs.jsonl import read_jsonl
 from eval.additions import Addition, additions
 from eval.python_source import library_pieces
 

@@ -5,7 +5,7 @@ Their names are known before torch is imported.
 
 from typing import TYPE_CHECKING
 
-from decoding.source import check_source, located
+from decoding.inputs.source import check_source, located
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ A data folder looks like this; each file is the authors' own:
 import json
 from pathlib import Path
 
-from decoding.jsonl import read_jsonl
+from decoding.inputs.jsonl import read_jsonl
 from eval.tasks.plus import differential_test, restore_types
 
 Splits = dict[str, list[dict]]  # split name: records

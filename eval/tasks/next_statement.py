@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 from eval.python_source import library_pieces
 
 PROMPT_CHARACTERS = 900  # about 350 tokens of a small vocabulary

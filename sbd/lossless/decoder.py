@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from decoding.batch import Batch, Sequence
-from decoding.checks import check_choice, check_count, check_named, warn_untrained_size
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.model import warn_quantised_activations
 from decoding.forward.rows import RowList
 from decoding.forward.transfer import to_device
+from decoding.inputs.checks import check_choice, check_count, check_named, warn_untrained_size
 from decoding.sampling import LogitsPipeline, UniformStream, inverse_cdf, likeliest
 from decoding.verification import verify_greedy, verify_sampled
 from sbd.lossless.auto_planner import AutoPlanner

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from decoding.checks import check_named, named_object
+from decoding.inputs.checks import check_named, named_object
 
 
 @dataclass

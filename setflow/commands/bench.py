@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from decoding.checks import check_choice
+from decoding.inputs.checks import check_choice
 from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
 from setflow.commands.settings import DTYPES, parse_dtype, typed_command
 from setflow.loading import find_source
@@ -258,7 +258,7 @@ def check_bench(
     model: str | None, dtype: str, device: str, decoder: Sequence[str] | None, prompts: Sequence[str] | None
 ) -> None:
     """Raise ValueError for what is wrong with these options, as far as that shows before a model is loaded."""
-    from decoding.spec import check_spec
+    from decoding.inputs.spec import check_spec
     from eval.bench.prompts import check_prompts
 
     find_source(model)

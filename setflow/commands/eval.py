@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from decoding.checks import check_count, check_range
+from decoding.inputs.checks import check_count, check_range
 from eval import variations
 from eval.files import in_folder
 from eval.known_tasks import expand_tasks, find_data

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from decoding.source import check_source
+from decoding.inputs.source import check_source
 from setflow.commands.settings import need_extra, note
 
 TRAIN = ("accelerate", "yaml", "datasets", "peft")

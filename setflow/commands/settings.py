@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from decoding.spec import check_spec
+from decoding.inputs.spec import check_spec
 from setflow.loading import default_spec, find_source, load_model
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from decoding import Batch, Decoder, RowList, Step
-from decoding.checks import check_count
+from decoding.inputs.checks import check_count
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from decoding import Objective, Visibility
-from decoding.checks import check_range
 from decoding.forward.attention import run_trunk
+from decoding.inputs.checks import check_range
 from decoding.training.packed import Packing, find_loss_mask, next_token_rows
 
 

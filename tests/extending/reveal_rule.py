@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from decoding import RevealRule, RowScores
-from decoding.checks import check_range
+from decoding.inputs.checks import check_range
 
 
 @dataclass(frozen=True)

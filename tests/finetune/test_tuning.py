@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decoding import NextTokenDecoder
 from decoding.forward.adapter import WEIGHTS_FILE, GatedAdapter
-from decoding.source import ADAPTER_FILE
+from decoding.inputs.source import ADAPTER_FILE
 from finetune import finetune
 from finetune.tuning import merge_adapter
 from sbd import SelfSpeculativeDecoder

@@ -19,7 +19,7 @@ def loaded_by(code: str) -> list[str]:
 
 
 def test_the_face_and_the_checks_need_no_torch():
-    assert loaded_by("import setflow, setflow.cli, eval, decoding.checks; setflow.__version__") == []
+    assert loaded_by("import setflow, setflow.cli, eval, decoding.inputs.checks; setflow.__version__") == []
 
 
 def test_every_public_name_of_decoding_is_there():

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from decoding import NextTokenDecoder, decoder_from_spec
-from decoding.checks import check_choice, check_count, check_range
 from decoding.forward.mask_token import find_mask_token
-from decoding.signatures import signature_of
-from decoding.spec import DECODERS, REVISIONS, RULES, check_spec
+from decoding.inputs.checks import check_choice, check_count, check_range
+from decoding.inputs.signatures import signature_of
+from decoding.inputs.spec import DECODERS, REVISIONS, RULES, check_spec
 from sbd import ConfidenceFactor, ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
 
 
@@ -110,7 +110,7 @@ def test_fields_read_from_the_source_are_those_of_the_class(place):
 
 def test_sources_are_read_as_far_as_they_can_be(tmp_path, monkeypatch):
     (tmp_path / "made_up.py").write_text(
-        "from decoding.checks import check_choice, check_count\n"
+        "from decoding.inputs.checks import check_choice, check_count\n"
         "KINDS = ('a', 'b')\n"
         "@dataclass\nclass Base:\n    size: int = 1\n    tag: ClassVar[str] = 'x'\n"
         "@dataclass\nclass Thing(Base):\n    kind: str = 'a'\n    most: int = 3\n"

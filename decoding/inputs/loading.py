@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
-from decoding.source import ADAPTER_FILE, LOW_RANK_FILE, check_source, located
+from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_source, located
 
 # Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
 # Imported when there are such files, because methods stand on this package.

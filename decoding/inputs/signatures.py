@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import decoding.checks as checks
+import decoding.inputs.checks as checks
 
 
 @dataclass(frozen=True)
 class Signature:
     """What a dataclass says of itself.
 
-    defaults: of its fields in order, None where a field has none. checks: (name of a function of decoding/checks.py, its
+    defaults: of its fields in order, None where a field has none. checks: (name of a function of decoding/inputs/checks.py, its
     arguments). module: where it is defined.
     """
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from decoding.jsonl import read_jsonl
+from decoding.inputs.jsonl import read_jsonl
 
 # What str.splitlines takes for line ends besides "\n"; JSON lets all of them but the last four stand in a text as they are.
 ENDS = ["\u2028", "\u2029", "\x85", "\r", "\x0b", "\x0c", "\x1c"]

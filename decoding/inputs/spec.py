@@ -11,8 +11,8 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from decoding.checks import check_choice, named_object
-from decoding.signatures import signature_of
+from decoding.inputs.checks import check_choice, named_object
+from decoding.inputs.signatures import signature_of
 
 if TYPE_CHECKING:
     from decoding.decoder import Decoder
