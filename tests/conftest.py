@@ -173,7 +173,7 @@ def causal_keys(model, tokens: list[int]) -> list[tuple[torch.Tensor, torch.Tens
 
     cache = DynamicCache()  # without the configuration, so that no layer forgets what is outside its window
     with torch.no_grad():
-        model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 
