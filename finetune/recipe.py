@@ -52,7 +52,7 @@ class Recipe:
     save_dtype: "bfloat16" or "float32", of the saved weights.
     accept_changed_files: go on although data, or the model or tokenizer that the run started from, are no longer what they
         were when it started.
-    training: keyword arguments of transformers' TrainingArguments.
+    training: keyword arguments of transformers' TrainingArguments; those that do nothing here are refused.
     """
 
     output: str

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from finetune.checkpoints import (
     MANIFEST_FILE,
@@ -82,8 +82,7 @@ def find_progress(recipe: Recipe, max_steps: int) -> Progress:
         note(f"{folder / RECIPE_FILE} is missing or damaged: whether this recipe made the checkpoints is not known")
         kept = {"settings": _settings(recipe), "files": files, "changed_files": {}}
     changes = _changes(kept["settings"], _settings(recipe))
-    fixed = {key for key in changes if _matches(key, FIXED) and not _matches(key, MEASURED_OR_SAVED)}
-    _refuse(recipe, [text for key, text in changes.items() if key in fixed])
+    _refuse_other_run(recipe, changes)
     changed_files = dict(kept["changed_files"])
     others = [name for name, found in files.items() if kept["files"].get(name, found) != found]
     if others:
@@ -96,15 +95,9 @@ def find_progress(recipe: Recipe, max_steps: int) -> Progress:
         )
         return Progress(checkpoint, report, files, changed_files)
     if report is not None:
-        late = [text for key, text in changes.items() if not _matches(key, MEASURED_OR_SAVED)]
-        if checkpoint is None or (late and 0 < max_steps <= report["steps"]):
-            what = "; ".join([*changes.values(), *(f"{name} changed" for name in others)])
-            lost = " and its checkpoints are gone" if checkpoint is None else ""
-            raise ValueError(
-                f"output folder {recipe.output!r}: the run is finished after {report['steps']} steps{lost}, so this comes "
-                f"too late: {what}. Give another output, or remove the folder to start anew"
-                + ("" if lost else ", or a larger training.max_steps to go on")
-            )
+        late = any(not _matches(key, MEASURED_OR_SAVED) for key in changes) and 0 < max_steps <= report["steps"]
+        if late or checkpoint is None:
+            _refuse_late(recipe, report, checkpoint, [*changes.values(), *(f"{name} changed" for name in others)])
     for text in changes.values():
         note(f"{folder}: {text}; the run goes on with that")
     return Progress(checkpoint, None, files, changed_files)
@@ -122,7 +115,7 @@ def _report(folder: Path) -> dict | None:
         return None
     found = damage(folder)
     if found is not None:
-        note(f"what was saved in {folder} is damaged and is saved again: {found}")
+        note(f"what was saved in {folder} is damaged and counts as missing: {found}")
         return None
     return read_json(folder / REPORT_FILE)
 
@@ -146,12 +139,23 @@ def _matches(key: str, names: Iterable[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _refuse(recipe: Recipe, changes: list[str]) -> None:
-    if changes:
+def _refuse_other_run(recipe: Recipe, changes: dict[str, str]) -> None:
+    fixed = [text for key, text in changes.items() if _matches(key, FIXED) and not _matches(key, MEASURED_OR_SAVED)]
+    if fixed:
         raise ValueError(
-            f"output folder {recipe.output!r} holds checkpoints of another run: {'; '.join(changes)}. Give another "
-            f"output, or remove the folder to start anew"
+            f"output folder {recipe.output!r} holds checkpoints of another run: {'; '.join(fixed)}. Give another output, or "
+            f"remove the folder to start anew"
         )
+
+
+def _refuse_late(recipe: Recipe, report: dict, checkpoint: str | None, changes: list[str]) -> NoReturn:
+    lost, way = " and its checkpoints are gone", ""
+    if checkpoint is not None:
+        lost, way = "", ", or a larger training.max_steps to go on"
+    raise ValueError(
+        f"output folder {recipe.output!r}: the run is finished after {report['steps']} steps{lost}, so this comes too late: "
+        f"{'; '.join(changes)}. Give another output, or remove the folder to start anew{way}"
+    )
 
 
 def _refuse_files(recipe: Recipe, names: list[str], before: dict, after: dict) -> None:

@@ -1,5 +1,6 @@
 """A tiny recipe that any test can change: four steps of a one-layer Llama on a page of text."""
 
+import gc
 import json
 from types import SimpleNamespace
 
@@ -23,6 +24,15 @@ TRAINING = {
     "learning_rate": 1e-2,
     "disable_tqdm": True,
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_collections():
+    """A Trainer collects garbage when it starts, which takes longer than these runs where all libraries are looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=[True, False], ids=["bf16", "no-bf16"])
