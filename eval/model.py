@@ -19,6 +19,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from decoding import decoder_from_spec
 from decoding.checks import check_count
+from decoding.forward.rope import context_length
 from decoding.loading import attach_extras, weights_of
 from decoding.source import located
 from eval.counts import count, total
@@ -83,6 +84,11 @@ class SetflowLM(HFLM):
         kwargs = {"tokenizer": located(pretrained)} | kwargs
         super().__init__(weights_of(pretrained), device=device, batch_size=batch_size, **kwargs)
         attach_extras(self.model, pretrained)
+
+    @property
+    def max_length(self) -> int:
+        """HFLM's, with the context that a scaled rope gives."""
+        return self._max_length or context_length(self.model.config) or super().max_length
 
     def use(self, decoder: str, seed: int = 0) -> None:
         """Decode with this decoder and seed from now on; the costs start anew."""
