@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from decoding import Engine, decoder_from_spec
+from decoding.forward.rope import context_length
 from decoding.inputs.checks import check_count
 from decoding.inputs.loading import attach_extras, base_model_of
 from decoding.inputs.source import located
@@ -90,6 +91,11 @@ class SetflowLM(HFLM):
     def engine(self) -> Engine:
         """What decoders run on."""
         return repeatable_engine(self.model)
+
+    @property
+    def max_length(self) -> int:
+        """HFLM's, with the context that a scaled rope gives."""
+        return self._max_length or context_length(self.model.config) or super().max_length
 
     def use(self, decoder: str, seed: int = 0) -> None:
         """Decode with this decoder and seed from now on; the costs start anew."""

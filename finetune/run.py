@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import NextTokenObjective, Objective, find_mask_token
 from decoding.forward.adapter import gated_adapter
+from decoding.forward.rope import context_length
 from decoding.inputs.loading import load_tokenizer, load_weights
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
@@ -50,6 +51,11 @@ def finetune(recipe: Recipe) -> dict:
     tokenizer = load_tokenizer(recipe.tokenizer or recipe.model, field="tokenizer" if recipe.tokenizer else "model")
     train, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
     model = _build_model(recipe, tokenizer, arguments)
+    context = context_length(model.config)
+    if context is not None and recipe.sequence_length > context:
+        raise ValueError(
+            f"sequence_length must be from 1 to {context}, the context of the model, got {recipe.sequence_length}"
+        )
     model.set_attn_implementation(recipe.attention_on(arguments.device, model.config))
     tuned = recipe.tuned
     objective = tuned.fit(build_objective(recipe.objective, recipe.objective_options))

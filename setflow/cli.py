@@ -13,6 +13,7 @@ import typer
 import setflow
 from setflow.commands import bench, chat, corpus, eval, finetune, generate
 from setflow.commands.settings import typed
+from setflow.text import visible
 
 app = typer.Typer(
     name="setflow",
@@ -74,9 +75,9 @@ def run(command: typer.Typer, program: str, arguments: Sequence[str] | None = No
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split())
+        return visible(f"{error.strerror}: {error.filename}")
+    return visible(" ".join(str(error).split()))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {visible(' '.join(str(message).split()))}", file=sys.stderr)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from setflow.text import MASK, Detokenizer, coloured
+from setflow.text import MASK, Detokenizer, coloured, split_text
 
 REFRESH_PER_SECOND = 12  # drawn by another thread, so that decoding waits little for the terminal
 
@@ -47,7 +47,10 @@ class LiveView(BaseStreamer):
         self._draft = self._dated(value.flatten().tolist())
 
     def end(self) -> None:
+        """Nothing more comes: what is committed stands as the tokenizer makes it of all tokens together."""
         self._draft = []
+        forwards = [forward for _, forward in self._pieces]
+        self._pieces = list(zip(split_text(self.tokenizer, self.tokens), forwards, strict=True))
 
     def _dated(self, tokens: list[int]) -> list[tuple[int, int]]:
         """A token that was in sight before keeps the forward that brought it."""

@@ -29,9 +29,17 @@ class Settings:
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
 
-    def room(self, model: "PreTrainedModel", prompt_length: int) -> int:
-        """How many new tokens a prompt of this length may get. Raises ValueError if they leave the model's context."""
-        context = getattr(model.config, "max_position_embeddings", None)
+    def room(
+        self, model: "PreTrainedModel", prompt_length: int, decoder: "Decoder | None" = None, at_most: bool = False
+    ) -> int:
+        """How many new tokens a prompt of this length may get from ``decoder``, or from the model's own ``generate``.
+
+        at_most: take ``max_new_tokens`` for the most that is wanted, not for what there must be room for.
+        Raises ValueError if they leave the model's context.
+        """
+        from decoding.forward.rope import context_length, steady_length
+
+        context, steady = context_length(model.config), steady_length(model.config)
         if context is None:
             return self.max_new_tokens or DEFAULT_NEW_TOKENS
         room = context - prompt_length
@@ -39,12 +47,16 @@ class Settings:
             raise ValueError(
                 f"the prompt is too long: it has {prompt_length} tokens, and the model's context is {context} tokens"
             )
-        if self.max_new_tokens is not None and self.max_new_tokens > room:
-            raise ValueError(
-                f"max_new_tokens must be from 1 to {room}, the model's context of {context} tokens less {prompt_length} "
-                f"of the prompt, got {self.max_new_tokens}"
-            )
-        return self.max_new_tokens or min(DEFAULT_NEW_TOKENS, room)
+        if self.max_new_tokens is not None and not at_most:
+            if self.max_new_tokens > room:
+                raise ValueError(
+                    f"max_new_tokens must be from 1 to {room}, the model's context of {context} tokens less "
+                    f"{prompt_length} of the prompt, got {self.max_new_tokens}"
+                )
+            return self.max_new_tokens
+        if decoder is not None and steady is not None:  # what is beyond, it would have to refuse
+            room = max(1, min(room, steady - decoder.rows_ahead - prompt_length))
+        return min(self.max_new_tokens or DEFAULT_NEW_TOKENS, room)
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ def run(
         if value is not None:
             arguments[name] = value
     ids = torch.tensor([prompt], device=model.device)
-    room = settings.room(model, len(prompt))
+    room = settings.room(model, len(prompt), decoder)
     torch.manual_seed(settings.seed)
     started = time.perf_counter()
     output = model.generate(

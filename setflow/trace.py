@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from setflow.text import COLOURS, MASK
+from setflow.text import COLOURS, MASK, visible
 
-# For the picture; control characters have no width.
-VISIBLE = str.maketrans({"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"})
+# For the picture, in which they have a width.
+BREAKS = str.maketrans(
+    {"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}", "\r": "\\r"}
+)
 # As rich's own template, without fonts from elsewhere.
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
 <style>
@@ -38,7 +40,7 @@ def trace_lines(pieces: Sequence[str], trace: Sequence[int], width: int) -> Iter
     parts, one below the other; each has the forwards that decided something in it.
     """
     gutter = len(str(max(trace, default=0))) + 2
-    for part in _parts([piece.translate(VISIBLE) for piece in pieces], width - gutter):
+    for part in _parts([visible(piece).translate(BREAKS) for piece in pieces], width - gutter):
         for forward in sorted({trace[i] for i, _ in part}):
             line = Text(f"{forward:>{gutter - 2}}  ", style="dim")
             for i, piece in part:
@@ -70,4 +72,4 @@ def trace_svg(title: str, lines: Iterable[Text], width: int) -> str:
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, highlight=False)
     for line in lines:
         console.print(line)
-    return console.export_svg(title=title, code_format=SVG, unique_id="trace")
+    return console.export_svg(title=visible(title), code_format=SVG, unique_id="trace")

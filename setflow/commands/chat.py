@@ -121,6 +121,7 @@ class Session:
             "input_ids"
         ]
         # Another seed for each turn, or all would be drawn with the same numbers.
-        settings = replace(self.settings, seed=self.settings.seed + len(messages))
+        room = self.settings.room(opened.model, len(prompt), opened.decoder, at_most=True)
+        settings = replace(self.settings, max_new_tokens=room, seed=self.settings.seed + len(messages))
         with view.shown(self.console, opened.model) if self.live else nullcontext():
             return run(opened.model, opened.tokenizer, prompt, opened.decoder, settings, view, self.cache)

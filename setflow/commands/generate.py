@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +62,7 @@ def generate(
     opened = open_model(model, decoder, dtype, console)
     ids = opened.tokenizer(prompt)["input_ids"]
     watched = console.is_terminal and not as_json
-    result = _watch(opened, prompt, ids, settings, console) if watched and not no_live else _run(opened, ids, settings)
+    result = _watch(opened, prompt, ids, settings, console, live=watched and not no_live, quiet=as_json)
     if watched:
         show_text(result.coloured(opened.tokenizer, prompt), console)
     elif not as_json:
@@ -73,26 +74,31 @@ def generate(
         runs = _measure(opened, ids, settings)
         result = runs[opened.spec]
     if as_json:
-        print(json.dumps(_report(opened, prompt, ids, settings, result, runs if compare else None), ensure_ascii=False))
+        report = _report(opened, prompt, ids, settings, result, runs if compare else None)
+        print(json.dumps(report, ensure_ascii=console.is_terminal))  # a terminal obeys some characters
     else:
         note(_table(runs) if compare else _line(opened.spec, result))
         if compare and opened.spec != "ntp":
             note(_difference(opened.spec, result, runs["ntp"], settings))
 
 
-def _run(opened: Opened, ids: list[int], settings: "Settings") -> "Run":
-    from setflow.run import run
-
-    return run(opened.model, opened.tokenizer, ids, opened.decoder, settings)
-
-
-def _watch(opened: Opened, prompt: str, ids: list[int], settings: "Settings", console: "Console") -> "Run":
+def _watch(
+    opened: Opened, prompt: str, ids: list[int], settings: "Settings", console: "Console", live: bool, quiet: bool
+) -> "Run":
+    """Run, with a ``live`` view or without. What is committed when Ctrl-C comes is shown and stays, unless ``quiet``."""
     from setflow.live import LiveView
     from setflow.run import run
 
     view = LiveView(opened.tokenizer, prompt, opened.mask_token_id)
-    with view.shown(console, opened.model):
-        return run(opened.model, opened.tokenizer, ids, opened.decoder, settings, view)
+    try:
+        with view.shown(console, opened.model) if live else nullcontext():
+            return run(opened.model, opened.tokenizer, ids, opened.decoder, settings, view)
+    except KeyboardInterrupt:
+        view.end()
+        if view.tokens and not quiet:
+            show_text(view.text() if console.is_terminal else prompt + view.committed_text, console)
+        note("[stopped]")
+        raise
 
 
 def _measure(opened: Opened, ids: list[int], settings: "Settings") -> "dict[str, Run]":

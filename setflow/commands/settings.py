@@ -16,6 +16,7 @@ from rich.text import Text
 
 from decoding.inputs.spec import check_spec
 from setflow.loading import default_spec, find_source, load_model
+from setflow.text import visible
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +163,7 @@ def show_text(text: str | Text, console: Console) -> None:
 
 def note(text: str) -> None:
     """A line about the run, on standard error, so that standard output holds the text alone."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def typed_command() -> str:
