@@ -8,7 +8,7 @@ import typer
 
 from decoding.inputs.checks import check_choice
 from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
-from setflow.commands.settings import DTYPES, parse_dtype, typed_command
+from setflow.commands.settings import DTYPES, check_device, parse_dtype, typed_command
 from setflow.loading import find_source
 
 if TYPE_CHECKING:
@@ -267,10 +267,11 @@ def check_bench(
         check_spec(spec)
     for name in prompts or ():
         check_prompts(name)
+    check_device(device)
     if device != "cpu":
-        from eval.devices import check_device
+        from eval import devices
 
-        check_device(device)
+        devices.check_device(device)
 
 
 def open_bench(
