@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.recipe import Recipe, load_recipe
+    from finetune.report import TrainingReport
     from finetune.run import finetune
 
-__all__ = ["Recipe", "finetune", "load_recipe"]
+__all__ = ["Recipe", "TrainingReport", "finetune", "load_recipe"]
 # Where a name comes from; imported with it, so that the path of a packaged file can be had without torch.
-_HOMES = {"Recipe": "finetune.recipe", "finetune": "finetune.run", "load_recipe": "finetune.recipe"}
+_HOMES = {
+    "Recipe": "finetune.recipe",
+    "TrainingReport": "finetune.report",
+    "finetune": "finetune.run",
+    "load_recipe": "finetune.recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -74,7 +74,7 @@ def check_arguments(recipe) -> None:
             raise ValueError(f"unknown key 'training.{name}'" + (f", did you mean {near[0]!r}?" if near else ""))
         if name in REFUSED and value != defaults[name]:
             raise ValueError(f"training.{name} {REFUSED[name]}")
-    if recipe.tuned.kind == "gated":
+    if recipe.tuning.kind == "gated":
         for name in ("gradient_checkpointing", "activation_checkpointing"):
             if settings.get(name):
                 raise ValueError(f"training.{name} {GATED_ONLY}")
@@ -121,7 +121,8 @@ def best_metric(recipe) -> str | None:
     if not _evaluates(settings):
         raise ValueError(f"training.{asking[0]} needs training.eval_strategy")
     losses = [f"{name}_loss" for name in recipe.held_out_names]
-    known = [*losses, "objective_loss", *(f"tokens_per_forward/{spec}" for spec in recipe.measured.decoders)]
+    decoders = () if recipe.measure is None else recipe.measure.decoders
+    known = [*losses, "objective_loss", *(f"tokens_per_forward/{spec}" for spec in decoders)]
     metric = settings.get("metric_for_best_model")
     if metric is None and len(losses) == 1:
         return losses[0]

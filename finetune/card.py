@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.measure import Measure
+from finetune.recipe import Recipe
+from finetune.report import TrainingReport
+
 CARD = """---
 library_name: transformers
 tags: [{tags}]{base}
@@ -45,14 +49,14 @@ model.generate(**inputs, custom_generate=decoder)
 ```"""
 
 
-def write_card(recipe, tags: Sequence[str], report: dict, folder: Path) -> None:
+def write_card(recipe: Recipe, tags: Sequence[str], report: TrainingReport, folder: Path) -> None:
     """Write ``README.md`` into ``folder``, every figure in it from ``report``; ``tags`` are those of the objective."""
-    kind, measure, after = recipe.tuned.kind, recipe.measured, report["measured"]
-    before = report.get("measured_before") or {}
-    saved = folder / "merged" if recipe.tuned.merge else folder
+    kind, measure, after = recipe.tuning.kind, recipe.measure or Measure(), report.measured
+    before = report.measured_before or {}
+    saved = folder / "merged" if recipe.tuning.merge else folder
     losses = ["| held-out text | next-token loss before | after, nats per token |", "|---|---|---|"]
-    earlier = report.get("held_out_before", {})
-    for name, loss in report["held_out_next_token_loss_nats"].items():
+    earlier = report.held_out_before or {}
+    for name, loss in report.held_out_next_token_loss_nats.items():
         losses.append(f"| {name} | {_shown(earlier.get(name), 4)} | {loss:.4f} |")
     table = ["| decoder | tokens per forward before | after | same text as next-token decoding |", "|---|---|---|---|"]
     for spec in ("ntp", *measure.decoders) if measure.decoders else ():
@@ -73,23 +77,23 @@ def write_card(recipe, tags: Sequence[str], report: dict, folder: Path) -> None:
             acceptance=f"Acceptance 1 - TV(p, q) by offset in a masked block: {', '.join(accepted)}."
             if accepted
             else "",
-            dtype="float32" if report["dtype"] == "float32" else "bfloat16",
-            machine=report["machine"],
+            dtype=report.dtype,
+            machine=report.machine,
             prompts=measure.prompts,
             prompt_tokens=measure.prompt_tokens,
             max_new_tokens=measure.max_new_tokens,
-            steps=report["steps"],
-            tokens_per_step=report["tokens_per_step"],
-            minutes=report["minutes_of_last_run"],
-            objective=report["objective"],
-            command=report["command"],
+            steps=report.steps,
+            tokens_per_step=report.tokens_per_step,
+            minutes=report.minutes_of_last_run,
+            objective=report.objective,
+            command=report.command,
         )
     )
 
 
-def _compared(kind: str, report: dict) -> list[str]:
+def _compared(kind: str, report: TrainingReport) -> list[str]:
     """For an adapter that leaves the next-token loss alone: whether it did, where that was measured."""
-    before, after = report.get("held_out_before"), report["held_out_next_token_loss_nats"]
+    before, after = report.held_out_before, report.held_out_next_token_loss_nats
     if kind != "gated" or not before or before.keys() != after.keys():
         return []
     if before == after:
@@ -97,10 +101,10 @@ def _compared(kind: str, report: dict) -> list[str]:
     return ["Its next-token loss differs from that of the base model, which should not be: see the table."]
 
 
-def _changed(report: dict) -> list[str]:
+def _changed(report: TrainingReport) -> list[str]:
     return [
         f"From {step} on these files were not what they were before: {', '.join(names)}."
-        for step, names in report.get("changed_files", {}).items()
+        for step, names in (report.changed_files or {}).items()
     ]
 
 

@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Pretrain
 from decoding.inputs.checks import check_count
 from decoding.training.objective import RowsPerToken
 from decoding.training.packed import HEAD_CHUNK
-from finetune.objectives import build_objective
 from finetune.recipe import Recipe, head_size
 
 # bf16 FLOP/s of the tensor cores without sparsity, and bytes of memory; NVIDIA's data sheets (SXM).
@@ -92,8 +91,8 @@ class Estimate:
         """Parameters that are trained: all, or the low-rank terms and the vector of the mask token."""
         if self._kind == "full":
             return self.parameters
-        layers = [m for name, m in self.model.named_modules() if name.rpartition(".")[2] in self.recipe.tuned.targets]
-        return self.recipe.tuned.rank * sum(m.in_features + m.out_features for m in layers) + self.config.hidden_size
+        layers = [m for name, m in self.model.named_modules() if name.rpartition(".")[2] in self.recipe.tuning.targets]
+        return self.recipe.tuning.rank * sum(m.in_features + m.out_features for m in layers) + self.config.hidden_size
 
     @property
     def weights(self) -> float:
@@ -128,8 +127,7 @@ class Estimate:
     @cached_property
     def rows(self) -> RowsPerToken:
         """What the objective runs."""
-        recipe = self.recipe
-        return recipe.tuned.fit(build_objective(recipe.objective, recipe.objective_options)).rows_per_token()
+        return self.recipe.build_objective().rows_per_token()
 
     @property
     def flops_per_token(self) -> float:
@@ -179,7 +177,7 @@ class Estimate:
 
     @property
     def _kind(self) -> str:
-        return self.recipe.tuned.kind
+        return self.recipe.tuning.kind
 
     @property
     def _width(self) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, TrainingArguments
 
-from decoding import decoder_from_spec
+from decoding import Objective, decoder_from_spec
 from decoding.forward import tiles
 from decoding.inputs.checks import check_choice, check_count, check_range
 from decoding.training.new_mask_token import MASK_INITS
 from finetune.arguments import check_arguments, training_arguments
 from finetune.measure import Measure
-from finetune.objectives import check_objective
+from finetune.objectives import build_objective, check_objective
 from finetune.recipe_file import check_known, find_recipe, read_recipe
 from finetune.sources import Source, reported_names
 from finetune.tuning import Tuning
@@ -30,8 +30,8 @@ class Recipe:
     """One training run. Raises ValueError for a key or a value that makes no sense, with the nearest known name.
 
     output: folder for checkpoints and, at the end, the model.
-    data: sources, mixed in proportion to their length: files, hub names, or mappings with the fields of
-        ``finetune.sources.Source``. What a record may look like is in ``finetune.documents.Encoder``.
+    data: sources, mixed in proportion to their length. In a file each is a path, a hub name, or a mapping with the
+        fields of ``finetune.sources.Source``. What a record may look like is in ``finetune.documents.Encoder``.
     held_out: sources on which losses are measured, each reported under its file name; or a share of ``data``, such as
         0.02, that is kept from training. A held-out text is not trained on, wherever else it stands in ``data``.
     model: folder or hub name of the model to start from; absent if ``new_model`` is given.
@@ -39,12 +39,12 @@ class Recipe:
     tokenizer: folder or hub name; by default the model's own.
     objective: a name in ``finetune.objectives.OBJECTIVES``, such as "ntp" or "sbd", or "module:Class" of one's own.
     objective_options: the fields of that objective.
-    tuning: what is trained, the fields of ``finetune.tuning.Tuning``; by default all weights.
+    tuning: what is trained, in a file the fields of ``finetune.tuning.Tuning``; by default all weights.
     mask_init: what a new mask token's embedding starts from: "mean" of all rows, or "random".
     sequence_length: tokens in a packed row.
     streaming: read the data while training instead of before, in another order in each epoch; needs training.max_steps.
     decoder: decoder spec that the model is saved with as its default.
-    measure: what is measured on ``held_out`` at each evaluation and for the model card, the fields of
+    measure: what is measured on ``held_out`` at each evaluation and for the model card, in a file the fields of
         ``finetune.measure.Measure``.
     attention: "sdpa", or what skips the keys that no row of a tile sees: "flex_attention", the default on a GPU, or
         "sdpa_tiles", the default on a CPU.
@@ -56,19 +56,19 @@ class Recipe:
     """
 
     output: str
-    data: tuple[str | Mapping[str, Any], ...]
+    data: tuple[Source, ...]
     objective: str
-    held_out: tuple[str | Mapping[str, Any], ...] | float = ()
+    held_out: tuple[Source, ...] | float = ()
     model: str | None = None
     new_model: Mapping[str, Any] | None = None
     tokenizer: str | None = None
     objective_options: Mapping[str, Any] = field(default_factory=dict)
-    tuning: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Tuning = field(default_factory=Tuning)
     mask_init: str = "mean"
     sequence_length: int = 512
     streaming: bool = False
     decoder: str | None = None
-    measure: Mapping[str, Any] = field(default_factory=dict)
+    measure: Measure | None = None
     attention: str | None = None
     compile: bool = False
     save_dtype: str = "bfloat16"
@@ -91,9 +91,8 @@ class Recipe:
             decoder_from_spec(self.decoder)
         if isinstance(self.held_out, float | int):
             check_range("held_out", self.held_out, 0, 1, include_low=False, include_high=False)
-        for key in ("sources", "held_out_sources", "tuned", "measured"):
-            getattr(self, key)  # raises for what makes no sense
-        if self.tuned.kind == "gated" and self.compile:
+        self.build_objective()  # raises for what makes no sense
+        if self.tuning.kind == "gated" and self.compile:
             raise ValueError("compile cannot be combined with tuning.kind gated")
         if self.streaming and isinstance(self.held_out, float):
             raise ValueError("held_out must name sources with streaming: true, a share of a stream is not known")
@@ -101,13 +100,22 @@ class Recipe:
             raise ValueError("measure needs held_out, on which it measures")
         check_arguments(self)
 
-    @property
-    def sources(self) -> list[Source]:
-        return _sources("data", self.data)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """From plain values, as a file has them; raises TypeError for a key that is missing or unknown."""
+        values = dict(values)
+        if "data" in values:
+            values["data"] = _sources("data", values["data"])
+        if not isinstance(values.get("held_out"), float | int):
+            values["held_out"] = _sources("held_out", values["held_out"]) if values.get("held_out") else ()
+        if "tuning" in values:
+            values["tuning"] = _typed("tuning", Tuning, values["tuning"])
+        values["measure"] = _typed("measure", Measure, values["measure"]) if values.get("measure") else None
+        return cls(**values)
 
     @property
-    def held_out_sources(self) -> list[Source]:
-        return _sources("held_out", self.held_out) if self.held_out and not isinstance(self.held_out, float) else []
+    def held_out_sources(self) -> tuple[Source, ...]:
+        return () if isinstance(self.held_out, float) else self.held_out
 
     @property
     def held_out_names(self) -> list[str]:
@@ -116,13 +124,9 @@ class Recipe:
             return ["held_out"]
         return list(reported_names(self.held_out_sources))
 
-    @property
-    def tuned(self) -> Tuning:
-        return _typed("tuning", Tuning, self.tuning)
-
-    @property
-    def measured(self) -> Measure:
-        return _typed("measure", Measure, self.measure)
+    def build_objective(self) -> Objective:
+        """What the model is trained by, in the form that fits what is tuned."""
+        return self.tuning.fit(build_objective(self.objective, self.objective_options))
 
     def attention_on(self, device: torch.device, config: PretrainedConfig) -> str:
         """The ``attn_implementation`` of a run of such a model; raises ValueError for one that cannot train there."""
@@ -157,21 +161,18 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     ``training.learning_rate=1e-4`` reaches into a mapping.
     """
     values = read_recipe(name, overrides)
-    for key in ("data", "held_out"):
-        if isinstance(values.get(key), list):
-            values[key] = tuple(values[key])
     try:
-        return Recipe(**values)
+        return Recipe.from_dict(values)
     except TypeError as error:  # a required key is missing
         raise ValueError(f"recipe {str(find_recipe(name))!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
 
 
-def _sources(key: str, values) -> list[Source]:
+def _sources(key: str, values) -> tuple[Source, ...]:
     """The sources of a list of them, or of a single one."""
     values = [values] if isinstance(values, str | Mapping) else values
     if not isinstance(values, list | tuple) or not values:
         raise ValueError(f"{key} must name files or data sets, got {values!r}")
-    return [_typed(key, Source, value) for value in values]
+    return tuple(_typed(key, Source, value) for value in values)
 
 
 def _typed(key: str, kind: type, values):

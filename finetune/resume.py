@@ -18,9 +18,9 @@ from finetune.checkpoints import (
 )
 from finetune.processes import note
 from finetune.recipe import Recipe
+from finetune.report import REPORT_FILE, TrainingReport
 
 RECIPE_FILE = "recipe.json"
-REPORT_FILE = "training.json"
 # Settings by which a run is what it is; the parts of a mapping follow behind a dot. What is held out is not trained on.
 FIXED = (
     "model",
@@ -55,7 +55,7 @@ class Progress:
     """
 
     checkpoint: str | None = None
-    report: dict | None = None
+    report: TrainingReport | None = None
     files: dict[str, dict] = field(default_factory=dict)
     changed_files: dict[str, list[str]] = field(default_factory=dict)
 
@@ -90,12 +90,12 @@ def find_progress(recipe: Recipe, max_steps: int) -> Progress:
         changed_files[Path(checkpoint or folder).name] = others
     if report is not None and not changes and not others:
         note(
-            f"{folder}: the run is finished after {report['steps']} steps, nothing is left to do; a larger "
+            f"{folder}: the run is finished after {report.steps} steps, nothing is left to do; a larger "
             f"training.max_steps goes on, another output starts anew"
         )
         return Progress(checkpoint, report, files, changed_files)
     if report is not None:
-        late = any(not _matches(key, MEASURED_OR_SAVED) for key in changes) and 0 < max_steps <= report["steps"]
+        late = any(not _matches(key, MEASURED_OR_SAVED) for key in changes) and 0 < max_steps <= report.steps
         if late or checkpoint is None:
             _refuse_late(recipe, report, checkpoint, [*changes.values(), *(f"{name} changed" for name in others)])
     for text in changes.values():
@@ -103,13 +103,13 @@ def find_progress(recipe: Recipe, max_steps: int) -> Progress:
     return Progress(checkpoint, None, files, changed_files)
 
 
-def finish(folder: Path, report: dict) -> None:
+def finish(folder: Path, report: TrainingReport) -> None:
     """Write the report, and then that all which was saved in ``folder`` is whole."""
-    write_json(folder / REPORT_FILE, report)
+    report.write(folder)
     write_manifest(folder, [folder / REPORT_FILE, *folder.glob("*.safetensors"), *folder.glob("merged/*.safetensors")])
 
 
-def _report(folder: Path) -> dict | None:
+def _report(folder: Path) -> TrainingReport | None:
     """Of a finished run whose weights are as they were written."""
     if not (folder / MANIFEST_FILE).exists():
         return None
@@ -117,7 +117,7 @@ def _report(folder: Path) -> dict | None:
     if found is not None:
         note(f"what was saved in {folder} is damaged and counts as missing: {found}")
         return None
-    return read_json(folder / REPORT_FILE)
+    return TrainingReport.read(folder)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -132,7 +132,9 @@ def _changes(kept: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
     """By the setting, what was changed, for a sentence."""
     shown = [{key: repr(value) for key, value in settings.items()} for settings in (kept, wanted)]
     before, after = ({**dict.fromkeys(wanted | kept, "not given"), **settings} for settings in shown)
-    return {key: f"{key} was {before[key]} and is {after[key]}" for key in before if before[key] != after[key]}
+    parted = {key.rpartition(".")[0] for key in before}  # such as measure, which was None and has now parts
+    changed = (key for key in before if before[key] != after[key] and key not in parted)
+    return {key: f"{key} was {before[key]} and is {after[key]}" for key in changed}
 
 
 def _matches(key: str, names: Iterable[str]) -> bool:
@@ -148,18 +150,18 @@ def _refuse_other_run(recipe: Recipe, changes: dict[str, str]) -> None:
         )
 
 
-def _refuse_late(recipe: Recipe, report: dict, checkpoint: str | None, changes: list[str]) -> NoReturn:
+def _refuse_late(recipe: Recipe, report: TrainingReport, checkpoint: str | None, changes: list[str]) -> NoReturn:
     lost, way = " and its checkpoints are gone", ""
     if checkpoint is not None:
         lost, way = "", ", or a larger training.max_steps to go on"
     raise ValueError(
-        f"output folder {recipe.output!r}: the run is finished after {report['steps']} steps{lost}, so this comes too late: "
+        f"output folder {recipe.output!r}: the run is finished after {report.steps} steps{lost}, so this comes too late: "
         f"{'; '.join(changes)}. Give another output, or remove the folder to start anew{way}"
     )
 
 
 def _refuse_files(recipe: Recipe, names: list[str], before: dict, after: dict) -> None:
-    sources = recipe.sources if isinstance(recipe.held_out, float) else recipe.held_out_sources
+    sources = recipe.data if isinstance(recipe.held_out, float) else recipe.held_out_sources
     mixed = {source.path for source in sources} & set(names)
     if recipe.accept_changed_files and not mixed:
         note(f"{recipe.output}: the run goes on with changed files: {', '.join(names)}")
@@ -178,7 +180,7 @@ def _refuse_files(recipe: Recipe, names: list[str], before: dict, after: dict) -
 def _fingerprints(recipe: Recipe) -> dict[str, dict]:
     """By their names, of data files and of the files of a local model and tokenizer; what lies on the hub is not followed."""
     found = {}
-    for source in (*recipe.sources, *recipe.held_out_sources):
+    for source in (*recipe.data, *recipe.held_out_sources):
         path = Path(source.path).expanduser()
         if path.is_file():
             found[source.path] = fingerprint(path)

@@ -23,15 +23,15 @@ def read_data(recipe: Recipe, tokenizer, seed: int) -> tuple[PackedDataset | Str
         name: load_documents([source], tokenizer) for name, source in reported_names(recipe.held_out_sources).items()
     }
     apart = frozenset().union(*(documents["digest"] for documents in named.values()))
-    if named and {s.place for s in recipe.sources} == {s.place for s in recipe.held_out_sources}:
+    if named and {s.place for s in recipe.data} == {s.place for s in recipe.held_out_sources}:
         warnings.warn(
             "held_out: these are the sources of data, so losses are those of what is trained on", stacklevel=2
         )
         apart = frozenset()
     held_out = {name: PackedDataset(documents, length, f"held_out {name!r}") for name, documents in named.items()}
     if recipe.streaming:
-        return StreamedRows(stream_documents(recipe.sources, tokenizer, seed, apart), length), held_out
-    documents = load_documents(recipe.sources, tokenizer, seed)
+        return StreamedRows(stream_documents(recipe.data, tokenizer, seed, apart), length), held_out
+    documents = load_documents(recipe.data, tokenizer, seed)
     if isinstance(recipe.held_out, float):
         documents, kept = hold_out(documents, recipe.held_out)
         held_out = {"held_out": PackedDataset(kept, length, f"held_out, a share of {recipe.held_out},")}

@@ -16,7 +16,9 @@ from benchmarks.command import OUT, Name, Out, Overwrite, main, results_in
 from eval.files import write_whole
 from eval.tables import markdown_table
 from finetune.recipe import Recipe, load_recipe
+from finetune.report import TrainingReport
 from finetune.run import finetune
+from finetune.tuning import Tuning
 from setflow.commands.settings import typed_command
 
 # The default of each option, and what takes its place, one at a time.
@@ -77,7 +79,7 @@ class Variant:
             recipe,
             output=str(Path(recipe.output) / f"{kind}-{steps}" / folder),
             objective_options=dict(recipe.objective_options) | options,
-            tuning={"kind": kind, **({"rank": rank} if kind != "full" else {})},
+            tuning=Tuning("full") if kind == "full" else Tuning(kind, rank),
             training=dict(recipe.training) | {"max_steps": steps},
         )
 
@@ -100,21 +102,20 @@ def run_variants(
     return rows
 
 
-def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
-    measured, before = report["measured"], report.get("held_out_before", {})
+def _figures(report: TrainingReport) -> dict[str, Any]:
+    measured, before = report.measured, report.held_out_before or {}
     accepted = [value for name, value in measured.items() if name.startswith("acceptance_")]
     speeds = {
         name.partition("/")[2]: value for name, value in measured.items() if name.startswith("tokens_per_forward/")
     }
-    losses = report["held_out_next_token_loss_nats"]
     return {
         "tokens_per_forward": next((value for spec, value in speeds.items() if spec != "ntp"), None),
         "acceptance": round(sum(accepted) / len(accepted), 4),
         "matp_loss": measured["matp_loss"],
-        "next_token_loss": next(iter(losses.values())),
+        "next_token_loss": next(iter(report.held_out_next_token_loss_nats.values())),
         "next_token_loss_before": next(iter(before.values()), None),
-        "steps": report["steps"],
-        "minutes": report["minutes_of_last_run"],
+        "steps": report.steps,
+        "minutes": report.minutes_of_last_run,
     }
 
 

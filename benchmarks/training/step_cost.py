@@ -23,6 +23,7 @@ from eval.bench.results import progress
 from eval.devices import clock
 from finetune.estimate import GPUS, Estimate
 from finetune.recipe import Recipe, fastest_attention
+from finetune.tuning import Tuning
 from sbd import SetBlockObjective
 from setflow.commands.bench import Device, Dtype, Model
 from setflow.commands.settings import parse_dtype
@@ -154,7 +155,7 @@ def share_of_peak(row: dict[str, Any], gpu: str, model: str, block_size: int, ra
         model=model,
         objective=objective,
         objective_options={"block_sizes": (block_size,)} if objective == "sbd" else {},
-        tuning={"kind": "gated", "rank": rank} if gated else {},
+        tuning=Tuning("gated", rank) if gated else Tuning(),
         sequence_length=length,
     )
     return round(Estimate(recipe).flops_per_token * row["tokens_per_second"] / peak, 4)

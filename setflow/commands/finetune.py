@@ -74,10 +74,10 @@ def recipe(
     except KeyboardInterrupt as stop:
         note(str(stop) or "stopped")
         raise
-    losses = report["held_out_next_token_loss_nats"]
+    losses = report.held_out_next_token_loss_nats
     for name, loss in losses.items():
         note(f"{name}: {loss:.4f} nats per token, next-token loss on held-out text")
-    for key, speed in report["measured"].items():
+    for key, speed in report.measured.items():
         if key.startswith("tokens_per_forward/"):
             note(f"{key.partition('/')[2]}: {speed:.2f} tokens per forward on held-out prompts")
     note(f"{chosen.output}: what was trained, its tokenizer, training.json and a model card")

@@ -12,15 +12,25 @@ from benchmarks.training import ablation
 from benchmarks.training.ablation import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
 from benchmarks.training.step_cost import contenders, measure_steps, share_of_peak, step_cost
 from decoding.forward.adapter import gated_adapter
+from finetune import TrainingReport
+from finetune.tuning import Tuning
 
-REPORT = {
-    "measured": {"acceptance_0": 0.5, "acceptance_1": 0.3, "matp_loss": 2.0, "tokens_per_forward/ntp": 1.0}
+REPORT = TrainingReport(
+    objective="SetBlockObjective()",
+    tuning="Tuning()",
+    steps=7,
+    tokens_per_step=64,
+    train_tokens=640,
+    minutes_of_last_run=0.1,
+    machine="1 CPU core",
+    dtype="float32",
+    command="setflow finetune",
+    measured={"acceptance_0": 0.5, "acceptance_1": 0.3, "matp_loss": 2.0, "tokens_per_forward/ntp": 1.0}
     | {"tokens_per_forward/sbd-lossless:block_size=8": 1.5},
-    "held_out_before": {"own": 1.25},
-    "held_out_next_token_loss_nats": {"own": 1.26},
-    "steps": 7,
-    "minutes_of_last_run": 0.1,
-}
+    held_out_before={"own": 1.25},
+    held_out_next_token_loss_nats={"own": 1.26},
+    log=[],
+)
 
 
 @pytest.fixture
@@ -46,7 +56,7 @@ def test_each_variant_changes_one_option_and_runs_once(recipe, started):
     assert len(started) == len(VARIANTS) == len({chosen.output for chosen in started})
     for changes, chosen in zip(VARIANTS, started, strict=True):
         wanted = DEFAULTS | changes
-        assert chosen.tuning == {"kind": "gated", "rank": wanted.pop("rank")}
+        assert chosen.tuning == Tuning("gated", wanted.pop("rank"))
         assert chosen.objective_options == wanted and chosen.training["max_steps"] == 7
     assert run_variants(recipe(), 7) == rows and len(started) == len(VARIANTS)
     run_variants(recipe(), 8)
@@ -56,7 +66,7 @@ def test_each_variant_changes_one_option_and_runs_once(recipe, started):
 def test_ranks_have_no_place_where_all_weights_are_trained(recipe, started):
     run_variants(recipe(), 7, "full")
     assert len(started) == sum("rank" not in changes for changes in VARIANTS)
-    assert all(chosen.tuned.kind == "full" for chosen in started)
+    assert all(chosen.tuning.kind == "full" for chosen in started)
 
 
 def test_the_table_holds_the_figures(recipe, started):

@@ -8,8 +8,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from finetune import finetune, load_recipe, run
+from finetune import finetune, load_recipe
 from finetune.arguments import REFUSED
+from finetune.run import Run
 from finetune.trainer import ObjectiveTrainer
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
@@ -121,20 +122,20 @@ def test_the_best_checkpoint_is_what_is_saved(recipe, tmp_path, monkeypatch, kin
         return {name: value + self.state.global_step for name, value in evaluate(self, *arguments, **settings).items()}
 
     monkeypatch.setattr(ObjectiveTrainer, "evaluate", worse)
-    save, saved = run._save, []
+    save, saved = Run._save_weights, []
 
-    def look(recipe, objective, model, *arguments):
-        saved.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
-        save(recipe, objective, model, *arguments)
+    def look(self, *arguments):
+        saved.append({name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad})
+        save(self, *arguments)
 
-    monkeypatch.setattr(run, "_save", look)
+    monkeypatch.setattr(Run, "_save_weights", look)
     training = {"load_best_model_at_end": True, "save_total_limit": 1, "max_grad_norm": 0.1, **EVALUATED}
     training |= {"metric_for_best_model": metric} if metric else {}
     tuning = {"kind": kind} | ({} if kind == "full" else {"rank": 2})
     chosen = recipe(training=training, tuning=tuning)
     for _ in "ab":
         report = finetune(chosen)
-        assert report["steps"] == 4 and report["best_checkpoint"] == "checkpoint-2"
+        assert report.steps == 4 and report.best_checkpoint == "checkpoint-2"
         for name in ("manifest.json", "training.json"):
             (tmp_path / "out" / name).unlink()
     best = load_file(tmp_path / "out" / "checkpoint-2" / FILE[kind])

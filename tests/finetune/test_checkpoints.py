@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune import finetune
+from finetune import TrainingReport, finetune
 from finetune.checkpoints import MANIFEST_FILE, damage, last_checkpoint, read_json, rotate, write_json, write_manifest
 
 DAMAGES = {
@@ -45,8 +45,8 @@ def start(recipe, fresh_model, tokenizer, tmp_path):
     return run
 
 
-def losses(report: dict) -> list[float]:
-    return [entry["loss"] for entry in report["log"]]
+def losses(report: TrainingReport) -> list[float]:
+    return [entry["loss"] for entry in report.log]
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
@@ -98,7 +98,7 @@ def test_without_any_whole_checkpoint_a_run_starts_anew(start, tmp_path, capsys)
     for path in (tmp_path / "damaged").glob("checkpoint-*"):
         (path / "optimizer.pt").unlink()
     report = start(output="damaged")
-    assert losses(report) == pytest.approx(losses(whole), rel=1e-6) and report["steps"] == 4
+    assert losses(report) == pytest.approx(losses(whole), rel=1e-6) and report.steps == 4
     assert capsys.readouterr().err.count("optimizer.pt is missing") == 2
 
 
@@ -110,11 +110,11 @@ MOMENTS = [  # what is not done any more, and at which call
     ("finetune.trainer.write_manifest", 2),
     ("finetune.trainer.rotate", 2),
     ("finetune.run.write_json", 1),
-    ("finetune.run._save", 1),
+    ("finetune.run.Run._save_weights", 1),
     ("finetune.run.write_card", 1),
     ("finetune.run.finish", 1),
     ("finetune.resume.write_json", 1),
-    ("finetune.resume.write_json", 2),
+    ("finetune.report.write_json", 1),
     ("finetune.resume.write_manifest", 1),
 ]
 
@@ -148,9 +148,9 @@ def test_a_kill_at_any_moment(start, tmp_path, killed_at):
         with killed_at(where, call):
             start(output=f"killed-{i}", **settings)
         report, folder = start(output=f"killed-{i}", **settings), tmp_path / f"killed-{i}"
-        assert losses(report) == pytest.approx(losses(whole), rel=1e-6) and report["steps"] == 4, where
+        assert losses(report) == pytest.approx(losses(whole), rel=1e-6) and report.steps == 4, where
         for key in ("held_out_before", "measured_before", "measured", "held_out_next_token_loss_nats"):
-            assert report[key] == whole[key], where
+            assert getattr(report, key) == getattr(whole, key), where
         torch.testing.assert_close(saved(folder), saved(tmp_path / "whole"))
         assert damage(folder) is None and damage(folder / "checkpoint-4") is None
         assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4"]
@@ -176,7 +176,7 @@ def test_damage_beside_the_checkpoints_is_mended(start, tmp_path, capsys, how):
         capsys.readouterr()
         report = start(**settings)
         said = capsys.readouterr().err
-        assert report["log"] == whole["log"] and report["held_out_before"] == whole["held_out_before"]
+        assert report.log == whole.log and report.held_out_before == whole.held_out_before
         torch.testing.assert_close(saved(tmp_path / "out"), weights)
         assert damage(tmp_path / "out") is None
         silent = name == "before.json" or (name == MANIFEST_FILE and how == "missing")  # measured and saved again

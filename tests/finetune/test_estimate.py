@@ -19,7 +19,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 320, "num_attention_heads": 8, 
 
 def recipe(kind: str = "full", objective: str = "sbd", model: str = "Qwen/Qwen3-0.6B", **changes) -> Recipe:
     values = {"output": "out", "data": ("a.jsonl",), "model": model, "objective": objective, "tuning": {"kind": kind}}
-    return Recipe(**values | changes)
+    return Recipe.from_dict(values | changes)
 
 
 def of(model, recipe: Recipe) -> Estimate:

@@ -158,7 +158,7 @@ def test_a_gated_flow_run_leaves_the_model_as_it_is(recipe, base, tmp_path):
     decoder = "dfm:block_size=4,sampler=rule,entropy_bound=0.1"
     tuning = {"kind": "gated", "rank": 2}
     report = finetune(recipe(objective="dfm", objective_options=options, tuning=tuning, decoder=decoder, **base))
-    assert report["log"][0]["flow_loss"] > 0 and "ntp_loss" not in report["log"][0]
+    assert report.log[0]["flow_loss"] > 0 and "ntp_loss" not in report.log[0]
     plain, model = AutoModelForCausalLM.from_pretrained(base["model"]), load_model(tmp_path / "out")[0]
     assert model.gated_adapter.terms["layers-0-mlp-up_proj"].up.any()
     assert model.generation_config.trained_block_sizes == [4] and model.generation_config.suppress_tokens is None
@@ -195,7 +195,7 @@ def test_operations_of_flow_training_are_those_that_torch_counts(tokenizer):
 
     for options, tuning in (({"block_sizes": (4,)}, "full"), ({"block_sizes": (4,)}, "gated"), ({}, "full")):
         chosen = recipe(tuning, "dfm", objective_options=options, sequence_length=16)
-        objective = chosen.tuned.fit(build_objective("dfm", options))
+        objective = chosen.build_objective()
         model = build("llama", attn_implementation="eager", **SHAPE).requires_grad_(tuning == "full")
         if tuning == "gated":
             Tuning("gated", rank=1).add_gated_adapter(model)

@@ -87,7 +87,7 @@ def test_every_objective_trains_on_padded_rows(recipe, tmp_path, objective):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(f'{{"prompt": "{c} is", "completion": " {c * 3}"}}\n' for c in "abcdefghijkl"))
     report = finetune(recipe(objective=objective, data=[str(path)], held_out=[str(path)], sequence_length=25))
-    assert report["train_tokens"] == 12 * 9 and report["steps"] == 4
-    assert all(np.isfinite(entry["loss"]) for entry in report["log"])
-    (loss,) = report["held_out_next_token_loss_nats"].values()
+    assert report.train_tokens == 12 * 9 and report.steps == 4
+    assert all(np.isfinite(entry["loss"]) for entry in report.log)
+    (loss,) = report.held_out_next_token_loss_nats.values()
     assert 0 < loss < 10

@@ -29,7 +29,7 @@ OPTIONS = {"sequence_share": 1.0, "window_share": 0.2, "rope_index": "token"}
 
 def test_a_run_saves_the_code_beside_the_model_and_one_call_loads_both(run):
     report, folder = run("rpt", OPTIONS, decoder="rpt:iterations=1")
-    assert {"ntp_loss", "ptp_loss", "skip_loss"} <= set(report["log"][0])
+    assert {"ntp_loss", "ptp_loss", "skip_loss"} <= set(report.log[0])
     with safe_open(f"{folder}/model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if "offset" in key]
     model, _ = load_model(folder, torch.float32)
@@ -63,7 +63,7 @@ def test_another_objective_leaves_the_code_as_it_is(run, tmp_path):
 
 def test_both_objectives_in_one_run(run):
     report, folder = run("sbd+rpt", {"resample": OPTIONS, "set_block": {"block_sizes": [4]}})
-    assert {"ntp_loss", "ptp_loss", "matp_loss"} <= set(report["log"][0])
+    assert {"ntp_loss", "ptp_loss", "matp_loss"} <= set(report.log[0])
     model, _ = load_model(folder, torch.float32)
     for spec in ("sbd:block_size=4,revise=resample,accept=gibbs", "rpt:iterations=0.5", "sbd-lossless:block_size=4"):
         out = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, custom_generate=decoder_from_spec(spec))

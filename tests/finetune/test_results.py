@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from decoding import decoder_from_spec, load_model
 from decoding.forward.mask_token import find_mask_token
-from finetune import finetune, run
+from finetune import finetune
+from finetune.run import Run
 from setflow.cli import main
 from tests.conftest import EOS, PAD
 
@@ -47,13 +48,13 @@ def train(recipe, fresh_model, tokenizer, tmp_path, monkeypatch):
         base.save_pretrained(tmp_path / "base")
         tokens.save_pretrained(tmp_path / "base")
         tuning = {"kind": "lora" if kind == "merge" else kind, "merge": kind == "merge"}
-        save, trained = run._save, []
+        save, trained = Run._save_weights, []
 
-        def keep(recipe, objective, model, *arguments):
-            trained.append(copy.deepcopy(model).eval() if kind != "gated" else model)
-            save(recipe, objective, model, *arguments)
+        def keep(self, *arguments):
+            trained.append(copy.deepcopy(self.model).eval() if kind != "gated" else self.model)
+            save(self, *arguments)
 
-        monkeypatch.setattr(run, "_save", keep)
+        monkeypatch.setattr(Run, "_save_weights", keep)
         finetune(
             recipe(
                 new_model=None,

@@ -1,6 +1,6 @@
 """The same command given again: after the end, after a change of settings or files, after the numbers went wrong."""
 
-import json
+import dataclasses
 import re
 import shutil
 
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from finetune import finetune
+from finetune import TrainingReport, finetune
 from finetune.card import write_card
 from finetune.checkpoints import MANIFEST_FILE, last_checkpoint
 from finetune.trainer import ObjectiveTrainer
@@ -17,12 +17,12 @@ from finetune.trainer import ObjectiveTrainer
 MEASURE = {"rows": 1, "block_size": 2}
 
 
-def losses(report: dict) -> list[float]:
-    return [entry["loss"] for entry in report["log"]]
+def losses(report: TrainingReport) -> list[float]:
+    return [entry["loss"] for entry in report.log]
 
 
-def rates(report: dict) -> list[float]:
-    return [entry["learning_rate"] for entry in report["log"]]
+def rates(report: TrainingReport) -> list[float]:
+    return [entry["learning_rate"] for entry in report.log]
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def test_a_finished_run_is_left_as_it_is(recipe, states, capsys, length):
     first = finetune(recipe(training=length))
     before = states()
     capsys.readouterr()
-    assert finetune(recipe(training=length)) == json.loads(json.dumps(first))
+    assert finetune(recipe(training=length)) == first
     assert states() == before
     said = capsys.readouterr().err
-    assert f"finished after {first['steps']} steps, nothing is left to do" in said and said.count("\n") == 1
+    assert f"finished after {first.steps} steps, nothing is left to do" in said and said.count("\n") == 1
 
 
 def test_a_stream_goes_on_behind_its_end(recipe, killed_before):
@@ -87,8 +87,8 @@ def test_after_its_last_step_a_killed_run_takes_no_other(recipe, tmp_path, kind)
     for name in (MANIFEST_FILE, "training.json"):
         (tmp_path / "out" / name).unlink()
     again = finetune(recipe(**settings))
-    assert again["steps"] == 3 and again["log"] == first["log"]
-    assert again["held_out_next_token_loss_nats"] == first["held_out_next_token_loss_nats"]
+    assert again.steps == 3 and again.log == first.log
+    assert again.held_out_next_token_loss_nats == first.held_out_next_token_loss_nats
     for path in (tmp_path / "out").glob("*.safetensors"):
         for name, weight in load_file(path).items():
             assert torch.equal(weight, weights[name])
@@ -102,7 +102,7 @@ def test_a_longer_run_goes_on_as_if_it_had_always_been_that_long(recipe, capsys)
     capsys.readouterr()
     longer = finetune(recipe(training=training))
     assert "training.max_steps was 4 and is 8" in capsys.readouterr().err
-    assert longer["steps"] == 8 and rates(longer)[4:] == rates(whole)[4:]
+    assert longer.steps == 8 and rates(longer)[4:] == rates(whole)[4:]
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_what_is_measured_and_saved_may_change_after_the_end(recipe, capsys, cha
     capsys.readouterr()
     second = finetune(recipe(**change))
     assert re.search(named, capsys.readouterr().err)
-    assert second["steps"] == 4 and second["log"] == first["log"]
-    assert ("measured_before" in second) == ("measure" in change)
-    assert finetune(recipe(**change)) == json.loads(json.dumps(second)), "and then it is finished again"
+    assert second.steps == 4 and second.log == first.log
+    assert (second.measured_before is not None) == ("measure" in change)
+    assert finetune(recipe(**change)) == second, "and then it is finished again"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_started_anew(recipe, tmp_
     finetune(recipe())
     for path in (tmp_path / "out").glob("checkpoint-*"):
         shutil.rmtree(path)
-    assert finetune(recipe())["steps"] == 4
+    assert finetune(recipe()).steps == 4
     with pytest.raises(
         ValueError, match="finished after 4 steps and its checkpoints are gone.*training.max_steps was 4"
     ):
@@ -231,7 +231,7 @@ def test_what_is_no_number_is_never_saved(recipe, monkeypatch, tmp_path, kind, w
     assert last_checkpoint(tmp_path / "out").endswith("checkpoint-2")
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
     report = finetune(recipe(tuning=tuning, training=training | {"learning_rate": 1e-3}))
-    assert report["steps"] == 4 and rates(report)[2:] == [1e-3, 1e-3]
+    assert report.steps == 4 and rates(report)[2:] == [1e-3, 1e-3]
 
 
 def test_a_run_without_checkpoints_does_not_save_what_is_no_number(recipe, tmp_path):
@@ -293,8 +293,8 @@ def test_files_that_changed_are_named(based, killed_before, tmp_path, capsys, ch
         finetune(based(held_out=held_out, measure=MEASURE))
     report = finetune(based(held_out=held_out, measure=MEASURE, accept_changed_files=True))
     assert f"goes on with changed files: {path}" in capsys.readouterr().err
-    assert report["steps"] == 4 and report["changed_files"] == {"checkpoint-2": [str(path)]}
-    assert report["held_out_before"] == report["held_out_next_token_loss_nats"], "measured on the same text"
+    assert report.steps == 4 and report.changed_files == {"checkpoint-2": [str(path)]}
+    assert report.held_out_before == report.held_out_next_token_loss_nats, "measured on the same text"
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"From checkpoint-2 on these files were not what they were before: {path}" in card
     assert "is that of the base model" in card
@@ -317,12 +317,12 @@ def test_the_card_says_what_was_measured(based, tmp_path):
     chosen = based(measure=MEASURE)
     report = finetune(chosen)
     for before, said in (
-        (report["held_out_before"], True),
+        (report.held_out_before, True),
         ({"texts": 9.0}, False),
         ({"other": 9.0}, False),
         ({}, False),
     ):
-        write_card(chosen, (), report | {"held_out_before": before}, tmp_path / "out")
+        write_card(chosen, (), dataclasses.replace(report, held_out_before=before), tmp_path / "out")
         card = (tmp_path / "out" / "README.md").read_text()
         assert ("is that of the base model to the last digit shown" in card) == said
         assert "bit for bit" not in card and ("differs" in card) == (before == {"texts": 9.0})

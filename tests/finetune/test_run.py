@@ -14,8 +14,8 @@ from sbd import SetBlockDecoder
 
 def test_a_set_block_run_saves_a_model_that_decodes(recipe, tmp_path):
     report = finetune(recipe(decoder="sbd:block_size=4"))
-    assert report["steps"] == 4 and set(report["held_out_next_token_loss_nats"]) == {"texts"}
-    assert {"ntp_loss", "matp_loss", "loss"} <= set(report["log"][0])
+    assert report.steps == 4 and set(report.held_out_next_token_loss_nats) == {"texts"}
+    assert {"ntp_loss", "matp_loss", "loss"} <= set(report.log[0])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
     config = model.generation_config
@@ -25,7 +25,7 @@ def test_a_set_block_run_saves_a_model_that_decodes(recipe, tmp_path):
 
 
 def test_training_lowers_the_loss(recipe):
-    log = finetune(recipe(output="long", training={"max_steps": 40, "save_steps": 100}))["log"]
+    log = finetune(recipe(output="long", training={"max_steps": 40, "save_steps": 100})).log
     assert log[-1]["ntp_loss"] < 0.7 * log[0]["ntp_loss"]
     assert log[-1]["matp_loss"] < 0.8 * log[0]["matp_loss"]
 
@@ -36,11 +36,11 @@ def test_a_cpu_trains_in_bf16_where_it_can(recipe, cpu, objective, kind, capsys)
     tuning = {"kind": kind} | ({} if kind == "full" else {"rank": 2})
     changes = {"objective": objective, "tuning": tuning, "training": {"max_steps": 2, "bf16": True, "use_cpu": False}}
     report = finetune(recipe(**changes))
-    assert report["dtype"] == ("bfloat16" if cpu.has_bf16 else "float32")
+    assert report.dtype == ("bfloat16" if cpu.has_bf16 else "float32")
     assert capsys.readouterr().err.count("no bf16 instructions") == (not cpu.has_bf16)
     changes["training"]["bf16"] = False
     exact = finetune(recipe(output="exact", **changes))
-    ours, theirs = ([entry["loss"] for entry in found["log"]] for found in (report, exact))
+    ours, theirs = ([entry["loss"] for entry in found.log] for found in (report, exact))
     assert (ours == theirs) is not cpu.has_bf16
     # Eight bits of mantissa, through one layer and a mean over some sixty targets.
     assert ours == pytest.approx(theirs, rel=2**-7)

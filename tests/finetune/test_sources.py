@@ -116,7 +116,7 @@ def test_a_whole_table_is_read(texts, tmp_path):
 def test_one_source_needs_no_list(recipe_path, key, value, path):
     """``data=nofile.jsonl`` on a command line is not a list of letters."""
     chosen = load_recipe(recipe_path(), [f"{key}={value}"])
-    (source,) = chosen.sources if key == "data" else chosen.held_out_sources
+    (source,) = chosen.data if key == "data" else chosen.held_out_sources
     assert source.path == path
 
 
@@ -135,4 +135,4 @@ def test_one_source_needs_no_list(recipe_path, key, value, path):
 )
 def test_sources_that_make_no_sense_are_named(data, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(output="out", data=data, objective="ntp", model="m")
+        Recipe.from_dict({"output": "out", "data": data, "objective": "ntp", "model": "m"})

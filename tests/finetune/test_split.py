@@ -38,7 +38,7 @@ def recipe(tmp_path, monkeypatch):
 
     def make(*sources, **keys) -> Recipe:
         given = {"output": "out", "model": "m", "objective": "ntp", "sequence_length": LENGTH, "data": sources}
-        return Recipe(**given | keys)
+        return Recipe.from_dict(given | keys)
 
     return make
 
@@ -152,7 +152,8 @@ def test_too_little_to_learn_is_told_of_the_part_that_lacks_it(tokenizer, tmp_pa
     (tmp_path / "silent.jsonl").write_text(silent * 3)
     held_out = {"path": "silent.jsonl", "eos": False}
     for data, kept, name in ((held_out, (), "data"), ("own.jsonl", (held_out,), "held_out 'silent'")):
-        chosen = Recipe(output="out", data=(data,), held_out=kept, objective="ntp", model="m", sequence_length=8)
+        values = {"output": "out", "data": (data,), "held_out": kept, "objective": "ntp", "model": "m"}
+        chosen = Recipe.from_dict(values | {"sequence_length": 8})
         with pytest.raises(ValueError, match=f"^{name} holds no token to learn, in rows of sequence_length 8"):
             read_data(chosen, tokenizer, 0)
     with pytest.raises(ValueError, match="^data holds no token to learn"):

@@ -1,7 +1,6 @@
 """The trainer: one loss however a step is cut up, and runs that end early and go on."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune import finetune
+from finetune import TrainingReport, finetune
 from finetune.checkpoints import last_checkpoint
 from finetune.interrupts import full_disk_named
 from finetune.trainer import ObjectiveTrainer
@@ -20,8 +19,8 @@ from finetune.trainer import ObjectiveTrainer
 FIXED = {"block_sizes": [4], "all_mask_share": 1.0}
 
 
-def losses(report: dict) -> list[float]:
-    return [entry["loss"] for entry in report["log"]]
+def losses(report: TrainingReport) -> list[float]:
+    return [entry["loss"] for entry in report.log]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -58,9 +57,9 @@ def test_accumulation_changes_nothing(recipe, tmp_path, uneven, objective):
         for micro in (4, 1)
     ]
     assert losses(reports[1]) == pytest.approx(losses(reports[0]), rel=1e-5)
-    norms = [[entry["grad_norm"] for entry in report["log"]] for report in reports]
+    norms = [[entry["grad_norm"] for entry in report.log] for report in reports]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
-    assert reports[0]["tokens_per_step"] == reports[1]["tokens_per_step"] == 4 * 32
+    assert reports[0].tokens_per_step == reports[1].tokens_per_step == 4 * 32
 
 
 def test_two_processes_are_one(recipe, recipe_path, tmp_path):
@@ -73,9 +72,9 @@ def test_two_processes_are_one(recipe, recipe_path, tmp_path):
         [*command, "-m", "finetune", str(path)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
-    two = json.loads((tmp_path / "two" / "training.json").read_text())
+    two = TrainingReport.read(tmp_path / "two")
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert two["tokens_per_step"] == one["tokens_per_step"]
+    assert two.tokens_per_step == one.tokens_per_step
     other = weights(tmp_path / "one")
     for name, weight in weights(tmp_path / "two").items():
         torch.testing.assert_close(weight, other[name], rtol=2e-2, atol=1e-3)  # saved in bf16
@@ -136,7 +135,7 @@ def test_checkpoints_of_another_recipe_are_not_gone_on_from(recipe):
     with pytest.raises(ValueError, match="another run: objective was 'sbd' and is 'ntp'.*remove the folder"):
         finetune(recipe(objective="ntp"))
     report = finetune(recipe(training={"max_steps": 5, "per_device_train_batch_size": 1}))
-    assert report["steps"] == 5, "more steps and other batches are the same run"
+    assert report.steps == 5, "more steps and other batches are the same run"
 
 
 def test_a_loss_that_is_no_number_ends_the_run(recipe):

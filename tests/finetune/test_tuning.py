@@ -56,8 +56,8 @@ def test_a_gated_run_leaves_the_model_as_it_is(tuned, base, tmp_path):
     for decoder in (None, NextTokenDecoder(), SelfSpeculativeDecoder(block_size=4)):
         assert torch.equal(model.generate(PROMPT, custom_generate=decoder, **settings), text)
     assert model.gated_adapter.terms["layers-0-mlp-up_proj"].up.any()  # it was trained
-    before, after = report["held_out_before"]["texts"], report["held_out_next_token_loss_nats"]["texts"]
-    assert before == after and report["measured"][f"same_text/{LOSSLESS}"] == 1
+    before, after = report.held_out_before["texts"], report.held_out_next_token_loss_nats["texts"]
+    assert before == after and report.measured[f"same_text/{LOSSLESS}"] == 1
 
 
 def test_a_gated_run_resumes_from_what_it_trained(tuned, monkeypatch, tmp_path):
@@ -67,9 +67,7 @@ def test_a_gated_run_resumes_from_what_it_trained(tuned, monkeypatch, tmp_path):
     (tmp_path / "again").mkdir()
     checkpoint.rename(tmp_path / "again" / "checkpoint-2")
     again = tuned("gated", output="again")
-    assert [entry["loss"] for entry in again["log"]] == pytest.approx(
-        [entry["loss"] for entry in whole["log"]], rel=1e-5
-    )
+    assert [entry["loss"] for entry in again.log] == pytest.approx([entry["loss"] for entry in whole.log], rel=1e-5)
 
 
 def test_lora_trains_and_merges(tuned, base, tmp_path):
@@ -99,7 +97,7 @@ def test_checkpointing_changes_no_loss(tuned, kind):
     for checkpointing in (False, True):
         training = {"gradient_checkpointing": checkpointing, "max_steps": 2}
         report = tuned(kind, output=f"{kind}-{checkpointing}", training=training)
-        losses.append([entry["loss"] for entry in report["log"]])
+        losses.append([entry["loss"] for entry in report.log])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -109,9 +107,9 @@ def test_the_card_holds_the_figures_and_the_command(tuned, tmp_path):
     report = tuned("full", measure=measure, training=training)
     card = (tmp_path / "out" / "README.md").read_text()
     for key in ("ntp", LOSSLESS):
-        assert f"| `{key}` | " in card and f"{report['measured'][f'tokens_per_forward/{key}']:.2f}" in card
-    assert f"{report['held_out_next_token_loss_nats']['texts']:.4f}" in card
-    assert report["command"] in card and repr(report["objective"])[1:20] in card
+        assert f"| `{key}` | " in card and f"{report.measured[f'tokens_per_forward/{key}']:.2f}" in card
+    assert f"{report.held_out_next_token_loss_nats['texts']:.4f}" in card
+    assert report.command in card and repr(report.objective)[1:20] in card
     states = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("checkpoint-*/trainer_state.json")]
     logged = {key for state in states for entry in state["log_history"] for key in entry}
     assert {"eval_texts_loss", "eval_matp_loss", "eval_acceptance_7", f"eval_tokens_per_forward/{LOSSLESS}"} <= logged

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import decoding
 import setflow
 
@@ -20,6 +22,15 @@ def loaded_by(code: str) -> list[str]:
 
 def test_the_face_and_the_checks_need_no_torch():
     assert loaded_by("import setflow, setflow.cli, eval, decoding.inputs.checks; setflow.__version__") == []
+
+
+@pytest.mark.parametrize("module", ["checks", "jsonl", "signatures", "source", "spec"])
+def test_such_a_module_may_be_the_first_that_is_imported(module):
+    assert loaded_by(f"import decoding.inputs.{module}") == []
+
+
+def test_a_recipe_is_read_before_torch_is_imported():
+    assert loaded_by("import finetune.recipe_file, finetune.__main__") == []
 
 
 def test_every_public_name_of_decoding_is_there():
