@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoding.inputs.source import check_source
+from decoding.inputs.spec import DECODERS
 
 if TYPE_CHECKING:  # a name can be checked without them
     import torch
@@ -47,9 +48,18 @@ def load_model(
 
 
 def default_spec(model: "PreTrainedModel") -> str:
-    """The decoder that the model names itself (``decoder`` of its generation config), else one that it can run."""
+    """The decoder that the model names itself (``decoder`` of its generation config), else one that it can run.
+
+    Raises ValueError if what it names would import code: that is for users to ask for, not for a model's files.
+    """
     from decoding.forward.mask_token import has_mask_token
 
     if spec := getattr(model.generation_config, "decoder", None):
+        name, _, settings = spec.partition(":")
+        if name not in DECODERS or ":" in settings:
+            raise ValueError(
+                f"decoder {spec!r}, which the model names, must be one of {', '.join(DECODERS)} without any module:Class; "
+                f"give it with --decoder if you trust the code that it names"
+            )
         return spec
     return SET_BLOCKS if has_mask_token(model) else "ntp"

@@ -111,7 +111,8 @@ Step = Generator[Query, Tensor, None]
 
 
 class Sampler(ABC):
-    """One step of a sampler. Between steps everything is in the state, so its rows may be exchanged there.
+    """One step of a sampler, of all texts of the state, each by itself: they may be at different times, and a text is what
+    it would be alone. Between steps everything is in the state, so its rows may be exchanged there.
 
     name: what FlowDecoder and command lines call it, if it is listed in :data:`dfm.samplers.SAMPLERS`; one that is not is
         named ``module:Class``.

@@ -1,7 +1,6 @@
 """A flow sampler of one's own: reveal masked tokens from left to right, as many in each step as the grid has room for."""
 
 from dataclasses import dataclass
-from math import ceil
 from typing import ClassVar
 
 import torch
@@ -20,11 +19,11 @@ class LeftToRight(GridSampler):
     keeps: ClassVar[bool] = True
 
     def step(self, state: FlowState, draws: Draws) -> Step:
-        s = self.next_time(state)
-        p1 = yield Query(state.x, state.t, state.masked)
-        steps_left = sum(time >= float(s[0]) for time in self.grid)
+        s = self.next_time(state)  # of each text: those of a batch need not be at the same time
+        steps_left = (torch.tensor(self.grid).to(s) >= s[:, None]).sum(-1)
         left = state.masked & state.free
-        count = ceil(int(left.sum()) / steps_left)
-        revealed = left & (left.long().cumsum(-1) <= count)
-        state.write(draws.categorical(p1, revealed), revealed)
-        state.advance(torch.where(left.sum(-1) > count, s, torch.ones_like(s)), self.grid[-1])
+        count = (left.sum(-1) / steps_left).ceil()
+        revealed = left & (left.cumsum(-1) <= count[:, None])
+        p1 = yield Query(state.x, state.t, state.masked, only=revealed)
+        state.write(draws.rows(p1, revealed), revealed)
+        state.advance(torch.where(left.sum(-1) > count, s, 1), self.grid[-1])

@@ -1,6 +1,7 @@
 """The embedded model: it loads, it is the default of every command, and it runs what its files promise."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -36,6 +37,18 @@ def test_files_are_small_and_bfloat16():
     assert size < 20e6
     with safe_open(loading.EMBEDDED / "model.safetensors", "pt") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"BF16"}  # noqa: SIM118 (no mapping)
+
+
+@pytest.mark.parametrize(
+    "spec", ["dfm:sampler=antigravity:Sampler", "antigravity:Decoder", "sbd:rule=antigravity:Rule"]
+)
+def test_a_model_names_no_code_to_import(spec):
+    """A model's files must not make anything run; a user's own --decoder may."""
+    model, _ = load_embedded()
+    model.generation_config.decoder = spec
+    with pytest.raises(ValueError, match="which the model names, must be one of ntp, sbd,.* without any module:Class"):
+        loading.default_spec(model)
+    assert "antigravity" not in sys.modules
 
 
 def test_it_names_its_decoder_and_runs_it(setflow):
