@@ -1,7 +1,8 @@
 """The metric ``code_eval`` of lm-eval's code tasks, with every program in the sandbox.
 
-It gives what the stock metric (huggingface/evaluate, after openai/human-eval) gives on the same completions, and like
-that one it runs nothing before the user has said so: HF_ALLOW_CODE_EVAL=1 in the environment.
+It gives what the stock metric (huggingface/evaluate, after openai/human-eval) gives on honest completions, and like that
+one it runs nothing before the user has said so: HF_ALLOW_CODE_EVAL=1 in the environment. A completion and its tests run
+in two processes (sandbox.py), so that a completion passes by right values only.
 """
 
 import math
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 from decoding.inputs.checks import check_count
-from eval.sandbox import Limits, Verdict, run_untrusted
+from eval.sandbox import Limits, Verdict, require_isolation, run_untrusted
 
 # The stock metric takes these away, so a completion that uses one fails. Here they do no harm, but scores must agree.
 TAKEN_AWAY = {
@@ -39,26 +40,26 @@ for module, names in {taken_away!r}.items():
         setattr(sys.modules[module], name, None)
 sys.modules.update(dict.fromkeys({not_importable!r}))
 sys.stdout = sys.stderr = io.StringIO()
-exec({program!r}, {{}})
 """
 MEMORY_MB = 4096  # the stock metric sets no limit, EvalPlus this one
 
 
 def require_consent() -> None:
-    """Raise unless the user has agreed to run code that a model wrote."""
+    """Raise ValueError unless the user has agreed to run code that a model wrote, in the sandbox that we have."""
     if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
         raise ValueError(
             "this task runs code that the model wrote, in a sandbox; agree with --confirm-run-unsafe-code "
             f"or HF_ALLOW_CODE_EVAL=1, got HF_ALLOW_CODE_EVAL={os.environ.get('HF_ALLOW_CODE_EVAL')!r}"
         )
+    require_isolation()
 
 
-def judge(program: str, limits: Limits | None = None) -> Verdict:
-    """Run ``program`` as the stock metric does: with some functions taken away and globals of its own."""
+def judge(program: str, tests: str, limits: Limits | None = None) -> Verdict:
+    """Run ``program`` as the stock metric does, with some functions taken away, and ``tests`` where it cannot get."""
     parts = [part.split() for line in IMPORT.findall(program) for part in line.split(",")]
     imports = sorted({words[0] for words in parts if words})
     settings = {"imports": imports, "taken_away": TAKEN_AWAY, "not_importable": NOT_IMPORTABLE}
-    return run_untrusted(PRELUDE.format(program=program, **settings), limits)
+    return run_untrusted(program, limits, before=PRELUDE.format(**settings), tests=tests)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -93,14 +94,14 @@ class CodeEval:
         require_consent()
         limits = Limits(seconds=4 * timeout, cpu_seconds=math.ceil(2 * timeout), memory_mb=MEMORY_MB)
         programs = [
-            (task, place, f"{candidate}\n{reference}")
+            (task, place, candidate, reference)
             for task, (candidates, reference) in enumerate(zip(predictions, references, strict=True))
             for place, candidate in enumerate(candidates)
         ]
         with ThreadPoolExecutor(num_workers) as pool:
-            verdicts = list(pool.map(lambda item: judge(item[2], limits), programs))
+            verdicts = list(pool.map(lambda item: judge(*item[2:], limits), programs))
         results: dict[int, list[tuple[int, dict]]] = {}
-        for (task, place, _), verdict in zip(programs, verdicts, strict=True):
+        for (task, place, *_), verdict in zip(programs, verdicts, strict=True):
             outcome = {"task_id": task, "completion_id": place, "passed": verdict.passed, "result": _word(verdict)}
             results.setdefault(task, []).append((place, outcome))
         counts = [(len(r), sum(outcome["passed"] for _, outcome in r)) for r in results.values()]

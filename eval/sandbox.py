@@ -1,39 +1,33 @@
-"""Run Python code that nobody has read.
+"""Run Python code that nobody has read, and judge it by tests that it never sees.
 
-Every program gets a process of its own with limits on time, memory, processes, files and output, an empty environment
-and an empty folder that vanishes afterwards. On Linux it also gets namespaces of its own: no network, no sight of other
-processes, a file system with nothing but the interpreter and its packages (read-only), and no way for a child to
-outlive it. Where the kernel refuses that, ``find_isolation`` says why, and the weaker form remains: the limits, the
-folder, the end of the whole process group and, for root, a change to the user "nobody"; the network and files are open.
+Every program gets processes of its own with limits on time, memory, processes, files and output, an empty environment
+and an empty folder that vanishes afterwards. On Linux it also gets namespaces of its own (no network, no sight of other
+processes, a file system with nothing but the interpreter and its packages, read-only, and no way for a child to outlive
+it), a filter that leaves it the system calls that Python needs, and a control group that counts the memory of all its
+processes together. ``find_isolation`` says what of it this machine allows. Without namespaces or filter nothing runs
+unless the user has agreed to that too: files of the user can then be read and changed.
 
-This protects the machine from the program. It does not protect the verdict: a program that sets out to be judged
-"passed" runs in the same interpreter as the judge.
+Tests run in another process than the program and call its functions over a pipe, in plain values (sandboxing/values.py).
+The program's process holds neither what the tests expect nor the way on which the verdict is reported, so it can pass
+only by giving the right values. What remains: a program without tests tells by itself that it came to its end; objects
+that are no plain values are compared by the program's own methods, though never with a value of the tests; and functions
+that tests use besides the one they test are the program's, unless the tests bring their own.
 """
 
 import functools
-import json
 import os
 import secrets
-import selectors
-import shutil
-import signal
-import site
-import subprocess
 import sys
-import tempfile
-import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 
 from decoding.inputs.checks import check_count, check_range
-from eval.sandbox_child import INSIDE, NOBODY
+from eval.sandboxing.memory import MemoryGroup, find_place
+from eval.sandboxing.outside import Run
+from eval.sandboxing.system_calls import why_no_filter
 
-CHILD = Path(__file__).with_name("sandbox_child.py")
-STARTUP_SECONDS = 30.0
-OUTPUT_TAIL = 2000  # bytes
-PIPE_LIMIT = 2**16  # bytes of reports; an honest run sends about 500
 MARK = "SETFLOW_SANDBOX"
+WEAK_CONSENT = "SETFLOW_ALLOW_WEAK_SANDBOX"
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,8 @@ class Limits:
     """What one program may use.
 
     seconds: wall clock, from the program's first statement.
-    cpu_seconds, memory_mb: of each process; memory is address space.
+    cpu_seconds: of each process. memory_mb: address space of each process and, where there is a control group or /proc,
+        memory of all together.
     processes: processes and threads together. Linux counts them per sandbox from 5.14 on, per user before.
     files_mb: size of each file and, with namespaces, of all together.
     output_mb: written to stdout and stderr.
@@ -56,17 +51,17 @@ class Limits:
 
     def __post_init__(self) -> None:
         check_range("seconds", self.seconds, 0, include_low=False)
-        for field in ("cpu_seconds", "memory_mb", "processes", "files_mb", "output_mb"):
-            check_count(field, getattr(self, field))
+        for name in ("cpu_seconds", "memory_mb", "processes", "files_mb", "output_mb"):
+            check_count(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
 class Verdict:
     """How a program ended.
 
-    passed: it ran to its end without an exception.
-    status: "passed", "failed" (an exception, SystemExit included), "timeout", "output" (too much of it) or "died" (it
-        ended without a word: os._exit, a signal).
+    passed: it ran to its end without an exception, and so did its tests.
+    status: "passed", "failed" (an exception, SystemExit included), "timeout", "memory" or "output" (too much of it) or
+        "died" (it ended without a word: os._exit, a signal).
     detail: the exception or what else is known. output: the last bytes of stdout and stderr, as text.
     seconds: wall clock from the first statement.
     """
@@ -78,19 +73,46 @@ class Verdict:
     seconds: float
 
 
+def why_no_group() -> str:
+    """Why a program gets no control group; empty if it gets one."""
+    place = find_place()
+    return place if isinstance(place, str) else ""
+
+
 @dataclass(frozen=True)
 class Isolation:
-    """``namespaces``: whether programs get Linux namespaces of their own; ``reason``: why not."""
+    """What protects this machine from a program.
+
+    namespaces: whether it gets Linux namespaces of its own; reason: why not. no_filter, no_group: why it gets no filter
+    for system calls, no control group for memory; empty if it does.
+    """
 
     namespaces: bool
     reason: str = ""
+    no_filter: str = field(default_factory=why_no_filter)
+    no_group: str = field(default_factory=why_no_group)
+
+    @property
+    def missing(self) -> str:
+        """What a program could do that it should not, and why; empty if all is well."""
+        parts = []
+        if not self.namespaces:
+            parts.append(f"no namespaces ({self.reason}), so it can read, change and delete the files of its user")
+        if self.no_filter:
+            parts.append(f"no filter for system calls ({self.no_filter}), so it reaches all of the kernel's interfaces")
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        memory = f"memory watched, not limited, by /proc ({self.no_group})" if self.no_group else "memory in one group"
+        calls = f"no filter for system calls ({self.no_filter})" if self.no_filter else "filtered system calls"
+        return f"{'namespaces' if self.namespaces else f'without namespaces ({self.reason})'}, {calls}, {memory}"
 
 
 @functools.cache
 def find_isolation() -> Isolation:
     """Try once what this machine allows."""
     if sys.platform != "linux":
-        return Isolation(False, f"{sys.platform} has no namespaces")
+        return Isolation(False, f"{sys.platform} has none")
     try:
         verdict = run_untrusted("import ctypes, hashlib, re", isolation=Isolation(True))
     except RuntimeError as error:
@@ -98,200 +120,47 @@ def find_isolation() -> Isolation:
     return Isolation(verdict.passed, verdict.detail)
 
 
-def run_untrusted(program: str, limits: Limits | None = None, *, isolation: Isolation | None = None) -> Verdict:
-    """Execute ``program`` and wait for its end. Safe to call from several threads.
+def require_isolation() -> Isolation:
+    """What this machine allows; raises ValueError if that is too little and the user has not agreed to it."""
+    isolation = find_isolation()
+    if isolation.missing and os.environ.get(WEAK_CONSENT) != "1":
+        raise ValueError(
+            f"the sandbox of a program would be weak on this machine: {isolation.missing}; agree to that with "
+            f"--confirm-weak-sandbox or {WEAK_CONSENT}=1, got {WEAK_CONSENT}={os.environ.get(WEAK_CONSENT)!r}"
+        )
+    return isolation
 
-    Raises RuntimeError if the sandbox itself cannot be set up.
 
-    >>> run_untrusted("assert 1 + 1 == 3").detail
+def run_untrusted(
+    program: str,
+    limits: Limits | None = None,
+    *,
+    before: str = "",
+    tests: str = "",
+    isolation: Isolation | None = None,
+) -> Verdict:
+    """Execute ``program``, then ``tests`` in another process, and wait for their end. Safe to call from several threads.
+
+    before: code to execute ahead of the program, in its process but not in its namespace. tests: code that may use the
+    names of the program; it sees plain values and, for all else, references to objects in the program's process.
+
+    Raises RuntimeError if the sandbox itself cannot be set up, ValueError as ``require_isolation`` does, unless it is
+    told the ``isolation`` to use.
+
+    >>> run_untrusted("def double(x): return x + x", tests="assert double('a') == 'aaa'").detail
     'AssertionError: '
     """
     limits = limits or Limits()
-    isolation = isolation or find_isolation()
-    mark = secrets.token_hex(8)
-    folder = None if isolation.namespaces else _make_folder()
-    reports, write_end = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-X", "utf8", str(CHILD), str(write_end), str(int(isolation.namespaces))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=[write_end],
-        env=_environment(folder or "/tmp", mark),
-        cwd=folder or "/",
-        start_new_session=True,
-    )
-    os.close(write_end)
-    try:
-        return _Run(process, reports, limits).follow(program, isolation.namespaces)
-    finally:
-        os.close(reports)
-        _end(process)
-        if folder is not None:
-            _kill_marked(mark)
-            _remove(folder)
-
-
-class _Over(Exception):
-    """The program is over before it reported anything: (status, detail)."""
-
-
-class _Run:
-    """One run seen from outside: reads the child's reports, drains the output and keeps the time."""
-
-    def __init__(self, process: subprocess.Popen, reports: int, limits: Limits):
-        self.process, self.reports, self.limits = process, reports, limits
-        self.secret = secrets.token_hex(16)
-        self.lines = bytearray()  # reports not yet taken
-        self.reported = self.printed = 0  # bytes so far
-        self.tail = b""  # the end of the output
-        self.selector = selectors.DefaultSelector()
-        for stream in (reports, process.stdout):
-            os.set_blocking(stream if isinstance(stream, int) else stream.fileno(), False)
-            self.selector.register(stream, selectors.EVENT_READ)
-
-    def follow(self, program: str, namespaces: bool) -> Verdict:
-        with self.selector:
-            try:
-                self._start(program, namespaces)
-            except _Over as over:
-                said = self.tail.decode(errors="replace")
-                raise RuntimeError(f"the sandbox did not start: {over.args[1]} {said}") from None
-            start = time.monotonic()
-            told = None  # what the program's own process says; it may never come, but it is not taken back
-            try:
-                while (event := self._report(start + self.limits.seconds, signed=True))["event"] != "exited":
-                    told = event["status"], event["detail"]
-                status, detail = told or self._unexplained(event)
-            except _Over as over:
-                status, detail = told or over.args
-            seconds = time.monotonic() - start
-            with suppress(_Over):  # what is still in the pipe
-                while self._read(self.process.stdout):
-                    pass
-        return Verdict(status == "passed", status, detail, self.tail.decode(errors="replace"), seconds)
-
-    def _start(self, program: str, namespaces: bool) -> None:
-        """Map the sandbox's user ids, hand over the program and wait until it begins."""
-        deadline = time.monotonic() + STARTUP_SECONDS
-        while (event := self._report(deadline))["event"] != "started":
-            if event["event"] == "refused":
-                raise RuntimeError(event["reason"])
-            if namespaces:
-                _map_ids(self.process.pid)
-            packages = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
-            request = {
-                "program": program,
-                "secret": self.secret,
-                "limits": asdict(self.limits),
-                "packages": packages,
-                "readable": [sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix), *packages],
-            }
-            with suppress(BrokenPipeError):  # the next report says why
-                self.process.stdin.write(json.dumps(request).encode())
-                self.process.stdin.close()
-
-    def _report(self, deadline: float, signed: bool = False) -> dict:
-        """The next report before ``deadline``, else raises _Over; ``signed``: skip those without our secret."""
-        while True:
-            while b"\n" not in self.lines:
-                ready = self.selector.select(max(0.0, deadline - time.monotonic()))
-                if not ready or time.monotonic() > deadline:
-                    raise _Over("timeout", f"more than {self.limits.seconds:g} s")
-                for key, _ in ready:
-                    if not self._read(key.fileobj):
-                        self.selector.unregister(key.fileobj)
-                        if key.fileobj == self.reports:
-                            raise _Over("died", "everything in the sandbox was killed")
-            line, _, self.lines = self.lines.partition(b"\n")
-            try:
-                event = json.loads(line)
-                if not signed or event["secret"] == self.secret:
-                    return event
-            except (ValueError, TypeError, KeyError):
-                continue  # not ours: the program wrote into the pipe
-
-    def _read(self, stream) -> int:
-        """Take what ``stream`` holds; returns the number of bytes, 0 at its end or when it is empty."""
-        try:
-            data = os.read(stream if isinstance(stream, int) else stream.fileno(), 2**16)
-        except BlockingIOError:
-            return 0
-        if stream == self.reports:
-            self.lines += data
-            self.reported += len(data)
-        else:
-            self.tail = (self.tail + data)[-OUTPUT_TAIL:]
-            self.printed += len(data)
-        if self.printed > self.limits.output_mb * 2**20 or self.reported > PIPE_LIMIT:
-            raise _Over("output", f"too much output; {self.limits.output_mb} MB are allowed")
-        return len(data)
-
-    def _unexplained(self, exited: dict) -> tuple[str, str]:
-        code = exited["code"]
-        # The kernel's limit counts in ticks and may strike a little early.
-        if code == -signal.SIGKILL and exited["cpu_seconds"] > self.limits.cpu_seconds - 0.1:
-            return "timeout", f"more than {self.limits.cpu_seconds} s of processor time"
-        return "died", f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-
-
-def _map_ids(pid: int) -> None:
-    """Give the user namespace of ``pid`` its ids: an ordinary user, who outside is us or, if we are root, nobody.
-
-    Root also maps itself, since only root can show the sandbox an interpreter that lies in root's home.
-    """
-    for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
-        if kind == "gid":
-            Path(f"/proc/{pid}/setgroups").write_text("deny")
-        lines = f"0 0 1\n{INSIDE} {NOBODY} 1\n" if os.geteuid() == 0 else f"{INSIDE} {own} 1\n"
-        Path(f"/proc/{pid}/{kind}_map").write_text(lines)
-
-
-def _environment(folder: str, mark: str) -> dict[str, str]:
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    places = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder, "TMPDIR": folder}
-    return {**places, **threads, "LANG": "C.UTF-8", MARK: mark}
-
-
-def _make_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="setflow-sandbox-")
-    if os.geteuid() == 0:
-        os.chown(folder, NOBODY, NOBODY)
-    return folder
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a run: ask the child to kill the program's process and to wait for its end, else kill both."""
-    process.terminate()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for stream in (process.stdin, process.stdout):
-        with suppress(BrokenPipeError):
-            stream.close()
-
-
-def _kill_marked(mark: str) -> None:
-    """Kill what has left the process group; without namespaces only the environment tells whose it is."""
-    wanted = f"{MARK}={mark}".encode()
-    for _ in range(100):  # a process may fork while we look
-        found = False
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):
-                if wanted in environ.read_bytes().split(b"\0"):
-                    found = True
-                    os.kill(int(environ.parent.name), signal.SIGKILL)
-        if not found:
-            return
-
-
-def _remove(folder: str) -> None:
-    os.chmod(folder, 0o700)
-    for path, names, _ in os.walk(folder):  # the program may have locked its folders
-        for name in names:
-            if not os.path.islink(child := os.path.join(path, name)):
-                os.chmod(child, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    isolation = isolation or require_isolation()
+    mark = f"{MARK}={secrets.token_hex(8)}"
+    with ExitStack() as stack:
+        group = None
+        if not isolation.no_group:
+            group = MemoryGroup(find_place(), limits.memory_mb)
+            stack.callback(group.remove)
+        protection = {"namespaces": isolation.namespaces, "filtered": not isolation.no_filter}
+        with Run(asdict(limits), mark, group, **protection) as run:
+            status, detail, output, seconds = run.follow({"before": before, "program": program, "tests": tests})
+        if group is not None and group.exceeded():
+            status, detail = "memory", f"more than {limits.memory_mb} MB of memory"
+    return Verdict(status == "passed", status, detail, output, seconds)
