@@ -3,21 +3,40 @@
 ``generate`` asks a processor once for each token of the text. A decoder that drafts asks it about text that may never be:
 what was said of rejected drafts must be forgotten. So every sequence has a copy of each such processor, which goes on from
 the copy that saw the last committed token.
+
+Grammars of other libraries hold matchers that are no Python objects. They are copied by a method of their own, and what
+never changes is shared.
 """
 
 import copy
 import pickle
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PrefixConstrainedLogitsProcessor
+
+# The methods by which objects copy themselves, state and all: xgrammar's matchers, llguidance's.
+COPYING_METHODS = ("fork", "deep_copy")
+# Parts that never change once they are made, many of which cannot be copied.
+SHARED = (
+    "xgrammar.compiler.CompiledGrammar",
+    "outlines_core.Index",
+    "builtins.LLTokenizer",
+)
 
 
 def is_foreign(processor: Any) -> bool:
     """Whether it is none of transformers' own, whose answers are known to depend on their arguments alone."""
     return not type(processor).__module__.startswith("transformers.")
+
+
+def may_refuse_text(processor: Any) -> bool:
+    """Whether it may raise when it is asked about a text that it would not have let come about."""
+    return is_foreign(processor) or isinstance(processor, PrefixConstrainedLogitsProcessor)
 
 
 def keeps_state(processor: Any, vocab_size: int) -> bool:
@@ -33,17 +52,115 @@ def keeps_state(processor: Any, vocab_size: int) -> bool:
 
 
 def copied(processor: LogitsProcessor) -> LogitsProcessor:
-    """A copy with a state of its own: by its method ``fork``, if it has one, else a deep copy."""
-    fork = getattr(processor, "fork", None)
-    return fork() if callable(fork) else copy.deepcopy(processor)
+    """A copy with a state of its own: by its method ``fork``, if it has one, else a deep copy.
+
+    Parts that copy themselves do so; parts in SHARED, modules and functions stay the same ones.
+    """
+    own = _copied_by_itself(processor)
+    if own is not None:
+        return own
+    known: dict[int, Any] = {}
+    for part in _parts(processor, set()):
+        own = part if _is_shared(part) else _copied_by_itself(part)
+        if own is not None:
+            known[id(part)] = own
+    return copy.deepcopy(processor, known)
 
 
-def can_be_copied(processor: Any) -> bool:
-    """Whether a copy has a state of its own; functions, and what holds something outside of Python, have none."""
+def can_be_copied(processor: Any, vocab_size: int, batch_size: int = 1) -> bool:
+    """Whether a copy has a state of its own; functions, and what holds something outside of Python, have none.
+
+    Tried before and after a first answer: many make their state only then.
+    """
     try:
-        return copied(processor) is not processor
+        trial = copied(processor)
+        if trial is processor:
+            return False
     except Exception:
         return False
+    try:
+        trial(torch.zeros(batch_size, 1, dtype=torch.long), torch.zeros(batch_size, vocab_size))
+    except Exception:  # not a text that it answers
+        return True
+    try:
+        return copied(trial) is not trial
+    except Exception:
+        return False
+
+
+def for_one_place(processor: Any, index: int, batch_size: int) -> Any:
+    """``processor`` as it is for place ``index`` of a batch, to be shown that row alone; None where it needs a whole batch.
+
+    A grammar of its own for each place would refuse the texts of the others.
+    """
+    for kind in type(processor).__mro__:
+        make = ONE_PLACE.get(_full_name(kind))
+        if make is not None:
+            return make(processor, index, batch_size)
+    return None
+
+
+def _allowed_at_one_place(processor: PrefixConstrainedLogitsProcessor, index: int, batch_size: int) -> LogitsProcessor:
+    allowed = processor._prefix_allowed_tokens_fn
+    return PrefixConstrainedLogitsProcessor(lambda _, text: allowed(index, text), 1)
+
+
+def _xgrammar_at_one_place(processor: Any, index: int, batch_size: int) -> Any:
+    grammars = processor.compiled_grammars
+    if processor.matchers or len(grammars) not in (1, batch_size):
+        return None
+    own = copy.copy(processor)
+    own.compiled_grammars, own.matchers = [grammars[index % len(grammars)]], []
+    return own
+
+
+def _outlines_at_one_place(processor: Any, index: int, batch_size: int) -> Any:
+    return processor if getattr(processor, "is_first_token", False) else None
+
+
+# By the full name of the class, so that nothing need be installed.
+ONE_PLACE: dict[str, Callable[[Any, int, int], Any]] = {
+    "transformers.generation.logits_process.PrefixConstrainedLogitsProcessor": _allowed_at_one_place,
+    "xgrammar.contrib.hf.LogitsProcessor": _xgrammar_at_one_place,
+    "outlines.processors.base_logits_processor.OutlinesLogitsProcessor": _outlines_at_one_place,
+}
+
+
+def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
+    """What ``value`` holds, and what that holds in turn; not beyond what is shared or copies itself."""
+    if isinstance(value, dict):
+        held = [*value, *value.values()]
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        held = list(value)
+    else:
+        held = list(getattr(value, "__dict__", {}).values())
+    for part in held:
+        if id(part) in seen or isinstance(part, (str, int, float, type, Tensor)):
+            continue
+        seen.add(id(part))
+        yield part
+        if not _is_shared(part) and not _copies_itself(part):
+            yield from _parts(part, seen)
+
+
+def _is_shared(part: Any) -> bool:
+    return isinstance(part, (ModuleType, FunctionType)) or _full_name(type(part)) in SHARED
+
+
+def _copies_itself(part: Any) -> bool:
+    return any(callable(getattr(part, name, None)) for name in COPYING_METHODS)
+
+
+def _copied_by_itself(part: Any) -> Any:
+    for name in COPYING_METHODS:
+        method = getattr(part, name, None)
+        if callable(method):
+            return method()
+    return None
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _state(processor: Any) -> bytes:
@@ -58,13 +175,20 @@ class ProcessorCopies:
     def __init__(self, processor: LogitsProcessor):
         self._processor = processor
         self._committed: dict[int, LogitsProcessor] = {}
+        self._alone: dict[int, bool] = {}
         self._asked: dict[int, list[LogitsProcessor]] = defaultdict(list)
 
-    def __call__(self, index: int, ids: Tensor, scores: Tensor) -> Tensor:
-        """Its answer for the next row of sequence ``index``: the next token, then what follows each draft in turn."""
-        before = self._asked[index][-1] if self._asked[index] else self._committed.get(index, self._processor)
+    def __call__(self, index: int, ids: Tensor, scores: Tensor, batch_size: int) -> Tensor:
+        """Its answer [V] for the next row of sequence ``index``: the next token, then what follows each draft in turn.
+
+        ids: [L]. scores: [V].
+        """
+        if index not in self._committed:
+            alone = for_one_place(self._processor, index, batch_size)
+            self._committed[index], self._alone[index] = alone or self._processor, alone is not None
+        before = self._asked[index][-1] if self._asked[index] else self._committed[index]
         asked = copied(before)
-        answer = asked(ids, scores)
+        answer = ask(asked, ids, scores, *(0, 1) if self._alone[index] else (index, batch_size))
         self._asked[index].append(asked)
         return answer
 
@@ -72,3 +196,11 @@ class ProcessorCopies:
         """The first ``count`` rows that it was asked about became tokens; the others are forgotten."""
         if self._asked[index]:
             self._committed[index] = self._asked.pop(index)[count - 1]
+
+
+def ask(processor: Any, ids: Tensor, scores: Tensor, index: int, batch_size: int) -> Tensor:
+    """The answer [V] of ``processor`` about the text ``ids`` [L] and its ``scores`` [V], shown in place ``index`` of a batch.
+
+    Some hold values for each place of the batch they were made for; some write into what they are given.
+    """
+    return processor(ids.repeat(batch_size, 1), scores.repeat(batch_size, 1))[index]

@@ -3,7 +3,7 @@
 Shapes: N rows, V vocabulary. All decisions are made in float32, draws in float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,15 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as processors
 
 from decoding.forward.transfer import to_device
-from decoding.processors import ProcessorCopies, can_be_copied, is_foreign, keeps_state
+from decoding.processors import (
+    ProcessorCopies,
+    ask,
+    can_be_copied,
+    for_one_place,
+    is_foreign,
+    keeps_state,
+    may_refuse_text,
+)
 
 # These look at nothing but the logits, so many rows can be processed at once.
 CONTEXT_FREE = (
@@ -90,7 +98,7 @@ class LogitsPipeline:
         """Give every sequence copies of the processors that keep a state; ValueError for one that cannot be copied."""
         for place, processor in enumerate(self.processors):
             if is_foreign(processor) and keeps_state(processor, vocab_size):
-                if not can_be_copied(processor):
+                if not can_be_copied(processor, vocab_size, self.batch_size):
                     raise ValueError(
                         f"{decoder_name} cannot honour {_named(processor)}: it keeps a state from token to token and "
                         f"cannot be copied, so rejected drafts could not be taken back; NextTokenDecoder can"
@@ -115,6 +123,25 @@ class LogitsPipeline:
                 rows = [self._one_row(place, logits[i], *context(i)) for i in range(len(logits))]
                 logits = torch.stack(rows)
         return logits
+
+    def process_drafts(self, logits: Tensor, context: Context, ends: Collection[int] = ()) -> Tensor:
+        """Processed logits [N, V] of rows that verify drafts: a row's text is that of the row before and a draft for it.
+
+        Rows behind a draft that cannot pass, or is among the tokens ``ends``, are never used. A processor that may refuse a
+        text is not asked about them: a grammar need not bear what it forbids, or what follows its end.
+        """
+        if not any(may_refuse_text(processor) for processor in self.processors):
+            return self.process(logits, context)
+        self._forbid(logits)
+        rows: list[Tensor] = []
+        sequence, possible = None, True
+        for i in range(len(logits)):
+            index, left = context(i)
+            follows = index == sequence
+            possible = not follows or (possible and left[-1] not in ends and self._may_be(rows[-1], left[-1]))
+            sequence = index
+            rows.append(self._through_all(logits[i], index, left) if possible else logits[i])
+        return torch.stack(rows)
 
     def process_together(self, logits: Tensor, ids: Tensor) -> Tensor:
         """Processed logits [B, V] of all sequences' next tokens, given their texts ``ids`` [B, L], as ``generate`` does."""
@@ -146,14 +173,26 @@ class LogitsPipeline:
         if self.forbidden is not None:
             logits[:, self.forbidden] = -torch.inf
 
+    def _through_all(self, logits: Tensor, index: int, left: list[int]) -> Tensor:
+        for place, processor in enumerate(self.processors):
+            if isinstance(processor, CONTEXT_FREE):
+                logits = processor(None, logits[None])[0]
+            else:
+                logits = self._one_row(place, logits, index, left)
+        return logits
+
     def _one_row(self, place: int, logits: Tensor, index: int, left: list[int]) -> Tensor:
-        # Some processors hold values for each place of the batch they were made for, so the row is shown in its place
-        # of a batch of that size; some write into what they are given.
-        ids = to_device([left], logits.device).repeat(self.batch_size, 1)
-        scores = logits.repeat(self.batch_size, 1)
+        ids = to_device(left, logits.device)
         if place in self.copies:
-            return self.copies[place](index, ids, scores)[index]
-        return self.processors[place](ids, scores)[index]
+            return self.copies[place](index, ids, logits, self.batch_size)
+        alone = for_one_place(self.processors[place], index, self.batch_size)
+        if alone is not None:
+            return ask(alone, ids, logits, 0, 1)
+        return ask(self.processors[place], ids, logits, index, self.batch_size)
+
+    def _may_be(self, scores: Tensor, draft: int) -> bool:
+        """Whether ``draft`` can be what is chosen by ``scores`` [V]."""
+        return bool(scores.softmax(-1)[draft] > 0 if self.do_sample else likeliest(scores) == draft)
 
 
 def likeliest(scores: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class SelfSpeculativeDecoder(Decoder):
             sequence, j = rows[row]
             return sequence.left_of(sequence.state.draft.tokens[:j])
 
-        scores = batch.pipeline.process(raw, left_of)
+        scores = batch.pipeline.process_drafts(raw, left_of, batch.stopping.eos_token_ids)
         counts = [len(state.draft.tokens) for state in states]
         most = max(counts)
         padded = [s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)]

@@ -236,8 +236,8 @@ def test_decoders_that_change_their_mind_refuse_a_state(shared_model, prompts, d
 
 def test_a_state_is_found_without_a_trace():
     budget, count = Budget(), counting_function()
-    assert keeps_state(budget, VOCAB) and budget.asked == 0 and can_be_copied(budget)
-    assert keeps_state(count, VOCAB) and not can_be_copied(count)
+    assert keeps_state(budget, VOCAB) and budget.asked == 0 and can_be_copied(budget, VOCAB)
+    assert keeps_state(count, VOCAB) and not can_be_copied(count, VOCAB)
     assert not any(keeps_state(processor, VOCAB) for processor in STATELESS.values())
 
 
