@@ -176,7 +176,7 @@ class LogitsPipeline:
     def _through_all(self, logits: Tensor, index: int, left: list[int]) -> Tensor:
         for place, processor in enumerate(self.processors):
             if isinstance(processor, CONTEXT_FREE):
-                logits = processor(None, logits[None])[0]
+                logits = processor(NO_IDS, logits[None])[0]
             else:
                 logits = self._one_row(place, logits, index, left)
         return logits

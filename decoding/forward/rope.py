@@ -52,7 +52,7 @@ def check_reach(model: PreTrainedModel, last_position: int) -> None:
     """
     boundary = steady_length(model.config)
     if boundary is not None and last_position >= boundary:
-        kinds = {rope.get("rope_type") for rope in _ropes(model.config.get_text_config())} & {*LENGTH_DEPENDENT}
+        kinds = {str(rope.get("rope_type")) for rope in _ropes(model.config.get_text_config())} & {*LENGTH_DEPENDENT}
         raise ValueError(
             f"rope_type={min(kinds)!r} computes with other frequencies from position {boundary} on, and this run may reach "
             f"position {last_position}; lower max_new_tokens, shorten the prompt, or use model.generate by itself"
