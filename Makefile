@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench bench-trained report embedded wheel-test clean
+.PHONY: help demo test lint format bench gpu-check bench-trained report embedded wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,12 @@ bench: $(VENV)/.dev  ## The measurements of the models in the box, written into 
 	$(SETFLOW_BENCH) memory $(WRITE)
 	$(BIN)/python -m benchmarks.flow.blocks $(WRITE) --count 50 --batch-size 25
 	$(BIN)/python -m benchmarks.training.step_cost $(WRITE) --batch-size 2
+
+gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards of two shapes cost, into benchmarks/results/.
+	$(BIN)/python -m pytest -q tests/gpu
+	$(SETFLOW_BENCH) engine $(WRITE) --name engine-qwen3-0.6b-cuda --shape qwen3-0.6b --device cuda --dtype bf16
+	$(SETFLOW_BENCH) engine $(WRITE) --name engine-llama-3.1-8b-cuda --shape llama-3.1-8b --device cuda --dtype bf16 \
+		--batch-size 1 --batch-size 8
 
 # What must lie in build/: stories260K, a pretrained Llama of 260 K parameters (karpathy/llama2.c), with texts of its own
 # and held-out stories in build/stories; random, a model of random weights; flow_matching, by pip install --target; and

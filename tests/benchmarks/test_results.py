@@ -1,4 +1,4 @@
-"""What lies in ``benchmarks/results`` is what ``make bench``, ``make bench-trained`` and ``make report`` write."""
+"""What lies in ``benchmarks/results`` is what ``make bench``, ``bench-trained``, ``gpu-check`` and ``report`` write."""
 
 import importlib
 import json
@@ -68,7 +68,7 @@ def written() -> dict[str, tuple[str, list[tuple[str, str]]]]:
     if shutil.which("make") is None:
         pytest.skip("no make here")
     settings = ("BIN=bin", "CONTROL=--control build/embedded-control")
-    command = ("make", "-n", "bench", "bench-trained", "report", *settings)
+    command = ("make", "-n", "bench", "bench-trained", "gpu-check", "report", *settings)
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = {}
     for line in text.replace("\\\n", " ").splitlines():
