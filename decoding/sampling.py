@@ -197,8 +197,8 @@ class LogitsPipeline:
 
 def likeliest(scores: Tensor) -> Tensor:
     """Tokens [...] of the largest of ``scores`` [..., V]; -1 where that is nan or infinite, so that nothing is chosen."""
-    best = scores.max(-1)
-    return best.indices.masked_fill(~best.values.isfinite(), -1)
+    best = scores.argmax(-1, keepdim=True)
+    return torch.where(scores.gather(-1, best).isfinite(), best, -1).squeeze(-1)
 
 
 def _named(processor: LogitsProcessor) -> str:

@@ -13,24 +13,26 @@ from torch import Tensor
 from decoding.sampling import inverse_cdf
 
 
-def verify_greedy(likeliest: Tensor, drafts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Accept drafts [B, M] while they equal the likeliest tokens [B, M + 1]; ``lengths`` [B] is how many there are.
+def verify_greedy(likeliest: Tensor, drafts: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Accept drafts [B, M] while they equal the likeliest tokens [B, M + 1].
+
+    lengths: [B], how many drafts each sequence has, M by default.
 
     Returns accepted [B] and the token [B] that follows them.
 
     >>> verify_greedy(torch.tensor([[5, 6, 7]]), torch.tensor([[5, 9]]), torch.tensor([2]))
     (tensor([1]), tensor([6]))
     """
-    accepted = _first_failure(drafts == likeliest[:, :-1], lengths)
+    accepted = _first_failure(drafts != likeliest[:, :-1], lengths)
     return accepted, likeliest.gather(1, accepted[:, None])[:, 0]
 
 
 def verify_sampled(
-    p: Tensor, drafts: Tensor, lengths: Tensor, q: Tensor | None, uniform: Tensor
+    p: Tensor, drafts: Tensor, lengths: Tensor | None, q: Tensor | None, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Accept or correct drafts [B, M] by random tests; returns accepted [B] and the token [B] that follows them.
 
-    p: [B, M + 1, V] probabilities. q: [B, M, V], the distributions q_j from which the drafts were drawn independently, in
+    lengths: as in :func:`verify_greedy`. p: [B, M + 1, V] probabilities. q: [B, M, V], the distributions q_j from which the drafts were drawn independently, in
     one forward: draft j passes with probability min(1, p_j(d_j) / q_j(d_j)), else the token is drawn from the
     normalised (p_j - q_j)+. For drafts that come from anywhere q_j is all at d_j, or q is None: they pass with
     probability p_j(d_j), else the token is drawn from p_j without d_j. uniform: [B, M + 1] in [0, 1), float64: one for
@@ -42,7 +44,7 @@ def verify_sampled(
     odds = p[:, :-1].gather(-1, drafts[..., None])[..., 0]
     if q is not None:
         odds = odds / q.gather(-1, drafts[..., None])[..., 0]
-    accepted = _first_failure(uniform[:, :-1] < odds, lengths)
+    accepted = _first_failure(~(uniform[:, :-1] < odds), lengths)  # what is compared with nan fails, too
     sequence = torch.arange(len(p), device=p.device)
     rest = p[sequence, accepted]
     if drafts.shape[1]:
@@ -51,11 +53,12 @@ def verify_sampled(
             corrected = rest.scatter(1, drafts[sequence, failed][:, None], 0)
         else:
             corrected = (rest - q[sequence, failed]).clamp_min(0)
-        rest = torch.where((accepted < lengths)[:, None], corrected, rest)
+        rest = torch.where((accepted < (drafts.shape[1] if lengths is None else lengths))[:, None], corrected, rest)
     return accepted, inverse_cdf(rest, uniform[:, -1])
 
 
-def _first_failure(passed: Tensor, lengths: Tensor) -> Tensor:
-    """How many of each sequence's first ``lengths`` [B] tests, of ``passed`` [B, M] bool, were passed before one was not."""
-    tried = torch.arange(passed.shape[1], device=passed.device) < lengths[:, None]
-    return (passed & tried).long().cumprod(1).sum(1)
+def _first_failure(failed: Tensor, lengths: Tensor | None) -> Tensor:
+    """How many tests each sequence passed before the first that ``failed`` [B, M] bool, or before its ``lengths`` [B]."""
+    if lengths is not None:
+        failed = failed | (torch.arange(failed.shape[1], device=failed.device) >= lengths[:, None])
+    return torch.cat([failed, failed.new_ones(len(failed), 1)], dim=1).int().argmax(1)

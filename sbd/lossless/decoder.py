@@ -135,7 +135,7 @@ class SelfSpeculativeDecoder(Decoder):
                 state.uniforms.advance(count if batch.pipeline.do_sample else 0)
                 held = Draft([int(draft) for draft in drafts], confidences)
                 held.hidden = hidden[i] if hidden is not None and batch.pipeline.do_sample else None
-                held = held.shortened(state.possible(held.tokens))
+                held = held.shortened(sum(c == c for c in confidences))  # where logits are nan, nothing was drafted
             for source in state.sources:
                 if isinstance(source, MaskDrafts):
                     source.draft = held
@@ -179,7 +179,7 @@ class SelfSpeculativeDecoder(Decoder):
         most = max(counts)
         padded = [s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)]
         drafts = to_device(padded, scores.device, torch.long).view(len(states), most)
-        lengths = to_device(counts, scores.device)
+        lengths = None if min(counts) == most else to_device(counts, scores.device)
         if batch.pipeline.do_sample:
             q = self._draft_distributions(batch, step, drafts)
             numbers = [state.uniforms.peek(n + 1).tolist() for state, n in zip(states, counts, strict=True)]
@@ -223,20 +223,23 @@ class SelfSpeculativeDecoder(Decoder):
         """
         states, count = [sequence.state for sequence in step.sequences], self.block_size - 1
         most = max(len(state.checked) for state in states)
-        first = [[state.blocks[a].start + 1 if a in state.blocks else 0 for a in range(most)] for state in states]
+        width = step.hidden_states.shape[1]
+        first = [
+            [i * width + (state.blocks[a].start + 1 if a in state.blocks else 0) for a in range(most)]
+            for i, state in enumerate(states)
+        ]
         device = accepted.device
         rows = to_device(first, device).gather(1, accepted[:, None]) + torch.arange(count, device=device)
-        rows = rows.clamp_max(step.hidden_states.shape[1] - 1)
-        hidden = step.hidden_states[torch.arange(len(states), device=device)[:, None], rows]
+        hidden = step.hidden_states.flatten(0, 1).index_select(0, rows.flatten())
         # Only processors that look at nothing but logits: any distribution may draft, as long as it is the one tested.
-        scores = batch.pipeline.process(step.head(hidden.flatten(0, 1)))
+        scores = batch.pipeline.process(step.head(hidden))
         probabilities = scores.softmax(-1)
         if batch.pipeline.do_sample:
             uniform = to_device(torch.cat([state.uniforms.peek(count) for state in states]), device)
             tokens = inverse_cdf(probabilities, uniform)
         else:
-            tokens = likeliest(scores)
-        return hidden, tokens.view(-1, count), probabilities.amax(-1).view(-1, count)
+            tokens = scores.argmax(-1)
+        return hidden.view(len(states), count, -1), tokens.view(-1, count), probabilities.amax(-1).view(-1, count)
 
     def _commit(
         self, batch: Batch, sequence: Sequence, accepted: int, token: int, logprobs: list[float] | None
