@@ -32,11 +32,11 @@ def verify_sampled(
 ) -> tuple[Tensor, Tensor]:
     """Accept or correct drafts [B, M] by random tests; returns accepted [B] and the token [B] that follows them.
 
-    lengths: as in :func:`verify_greedy`. p: [B, M + 1, V] probabilities. q: [B, M, V], the distributions q_j from which the drafts were drawn independently, in
-    one forward: draft j passes with probability min(1, p_j(d_j) / q_j(d_j)), else the token is drawn from the
-    normalised (p_j - q_j)+. For drafts that come from anywhere q_j is all at d_j, or q is None: they pass with
-    probability p_j(d_j), else the token is drawn from p_j without d_j. uniform: [B, M + 1] in [0, 1), float64: one for
-    each test, the last for the token.
+    lengths: as in :func:`verify_greedy`. p: [B, M + 1, V] probabilities. q: [B, M, V], the distributions q_j from which
+    the drafts were drawn independently, in one forward: draft j passes with probability min(1, p_j(d_j) / q_j(d_j)), else
+    the token is drawn from the normalised (p_j - q_j)+. For drafts that come from anywhere q_j is all at d_j, or q is
+    None: they pass with probability p_j(d_j), else the token is drawn from p_j without d_j. uniform: [B, M + 1] in
+    [0, 1), float64: one for each test, the last for the token.
 
     The ratio test is exact only for drafts whose number and values depend on the distributions alone, not on what was
     drawn from them.

@@ -21,7 +21,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from decoding import Engine, decoder_from_spec
 from decoding.forward.rope import context_length
 from decoding.inputs.checks import check_count
-from decoding.inputs.loading import attach_extras, base_model_of
+from decoding.inputs.loading import attach_extras, base_model_of, one_sentence
 from decoding.inputs.source import located
 from eval.counts import count, total
 from eval.devices import check_device, clock
@@ -84,8 +84,9 @@ class SetflowLM(HFLM):
             return
         # HFLM loads the weights, since it knows of many ways to, and we what lies beside them.
         kwargs = {"tokenizer": located(pretrained)} | kwargs
-        super().__init__(base_model_of(pretrained), device=device, batch_size=batch_size, **kwargs)
-        attach_extras(self.model, pretrained)
+        with one_sentence(f"model {pretrained!r}"):
+            super().__init__(base_model_of(pretrained), device=device, batch_size=batch_size, **kwargs)
+            attach_extras(self.model, pretrained)
 
     @functools.cached_property
     def engine(self) -> Engine:

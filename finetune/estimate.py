@@ -72,7 +72,7 @@ class Estimate:
         if recipe.new_model is not None:
             return LlamaConfig(**recipe.new_model)
         try:
-            return KNOWN.get(recipe.model) or AutoConfig.from_pretrained(recipe.model)
+            return KNOWN.get(recipe.model) or AutoConfig.from_pretrained(recipe.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"model {recipe.model!r} has no configuration: {' '.join(str(error).split())}") from error
 

@@ -97,10 +97,10 @@ def merge_adapter(folder: str | Path, output: str | Path, dtype: torch.dtype = t
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"{str(folder)!r} holds no LoRA adapter: adapter_config.json is missing")
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     if (Path(folder) / "generation_config.json").is_file():
         merged.generation_config = type(merged.generation_config).from_pretrained(folder)
         merged.generation_config._from_model_config = False
     merged.to(dtype).save_pretrained(output)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(output)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(output)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoding.inputs.source import check_source
-from decoding.inputs.spec import DECODERS
+from decoding.inputs.spec import names_code
 
 if TYPE_CHECKING:  # a name can be checked without them
     import torch
@@ -47,19 +47,21 @@ def load_model(
     return load_model(found, dtype=dtype, **settings)
 
 
-def default_spec(model: "PreTrainedModel") -> str:
+def default_spec(model: "PreTrainedModel", trusted: bool = False) -> str:
     """The decoder that the model names itself (``decoder`` of its generation config), else one that it can run.
 
-    Raises ValueError if what it names would import code: that is for users to ask for, not for a model's files.
+    Raises ValueError if what the model's files name is no decoder, or one whose code is not ours and not ``trusted``.
     """
     from decoding.forward.mask_token import has_mask_token
 
-    if spec := getattr(model.generation_config, "decoder", None):
-        name, _, settings = spec.partition(":")
-        if name not in DECODERS or ":" in settings:
-            raise ValueError(
-                f"decoder {spec!r}, which the model names, must be one of {', '.join(DECODERS)} without any module:Class; "
-                f"give it with --decoder if you trust the code that it names"
-            )
-        return spec
-    return SET_BLOCKS if has_mask_token(model) else "ntp"
+    spec = getattr(model.generation_config, "decoder", None)
+    if spec is None:
+        return SET_BLOCKS if has_mask_token(model) else "ntp"
+    if not isinstance(spec, str):
+        raise ValueError(f"decoder in the generation config of the model must be a text such as 'ntp', got {spec!r}")
+    if names_code(spec) and not trusted:
+        raise ValueError(
+            f"the model names code by its default decoder {spec!r}, which runs only with your consent: give --decoder, or say "
+            f"--trust-remote-code"
+        )
+    return spec

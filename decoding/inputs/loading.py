@@ -46,7 +46,7 @@ def load_model(
 def load_tokenizer(source: str, trust_remote_code: bool = False, field: str = "model") -> PreTrainedTokenizerBase:
     """The tokenizer alone. field: what the user calls ``source``, for messages."""
     check_source(source, named=f"{field} {source!r}")
-    with _one_sentence(f"{field} {source!r}"):
+    with one_sentence(f"{field} {source!r}"):
         return AutoTokenizer.from_pretrained(located(source), trust_remote_code=trust_remote_code)
 
 
@@ -54,9 +54,10 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
     """The model alone, in evaluation mode."""
     check_source(source)
     settings = {"dtype": "auto", "trust_remote_code": trust_remote_code} | settings
-    with _one_sentence(f"model {source!r}"):
+    with one_sentence(f"model {source!r}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(weights_of(source), output_loading_info=True, **settings)
         model, info = loaded
+        vars(model).pop("generate", None)  # one of the folder's own would stand in the way of every decoder
         # Weights that are not in the files are random, and nobody should miss that because the log is quiet.
         absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if absent:
@@ -103,9 +104,14 @@ def _beside(source: str, file: str) -> Path | None:
 
 
 @contextmanager
-def _one_sentence(named: str) -> Iterator[None]:
-    """Turn what a library raises into a ValueError that begins with ``named``; each format has errors of its own."""
+def one_sentence(named: str) -> Iterator[None]:
+    """Inside, what a library raises becomes a ValueError that begins with ``named``; each format has errors of its own."""
     try:
         yield
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{named} comes with code of its own, which runs only with your consent: read it, then say "
+                f"--trust-remote-code, or trust_remote_code=True in Python"
+            ) from error
         raise ValueError(f"{named} cannot be loaded: {' '.join(str(error).split())}") from error

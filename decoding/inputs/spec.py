@@ -78,6 +78,12 @@ def check_spec(spec: str) -> None:
         part.check()
 
 
+def names_code(spec: str) -> bool:
+    """Whether ``spec`` names a class by its module, which would be imported."""
+    name, _, rest = spec.partition(":")
+    return ":" in rest or bool(rest) and name not in DECODERS
+
+
 def keys_of(spec: str) -> set[str]:
     """The keys that the decoder of ``spec`` and its rule have; like :func:`check_spec` without torch."""
     decoder, parts = parse_spec(spec, _unloaded_fields)

@@ -88,7 +88,7 @@ def find_shape(name: str) -> "PretrainedConfig":
     if name in SHAPES:
         return AutoConfig.for_model(**SHAPES[name])
     try:
-        return AutoConfig.from_pretrained(located(name))
+        return AutoConfig.from_pretrained(located(name), trust_remote_code=False)
     except Exception as error:  # each kind of mistake has an error of its own there
         raise ValueError(f"shape {name!r} cannot be read: {' '.join(str(error).split())}") from error
 

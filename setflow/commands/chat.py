@@ -14,6 +14,7 @@ from setflow.commands.settings import (
     Opened,
     Seed,
     Temperature,
+    TrustRemoteCode,
     make_settings,
     note,
     open_model,
@@ -38,6 +39,7 @@ def chat(
     seed: Seed = None,
     dtype: Dtype = None,
     no_live: NoLive = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with a model that has a chat template.
 
@@ -46,7 +48,7 @@ def chat(
     """
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code)
     if opened.tokenizer.chat_template is None:
         raise ValueError(f"model {opened.name!r} has no chat template; use setflow generate")
     session = Session(opened, settings, console, live=console.is_terminal and not no_live)

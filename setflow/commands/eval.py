@@ -18,6 +18,7 @@ from setflow.commands.settings import (
     Prompt,
     Seed,
     Temperature,
+    TrustRemoteCode,
     check_device,
     check_names,
     make_settings,
@@ -84,6 +85,7 @@ def evaluate(
     device: Device = None,
     apply_chat_template: Annotated[bool, typer.Option(help="Put prompts into the model's chat template.")] = False,
     confirm_run_unsafe_code: Consent = False,
+    trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results; a killed run goes on from there.")] = None,
 ) -> None:
     """Evaluate a model with a decoder on lm-eval tasks: scores, and what the answers cost.
@@ -104,8 +106,9 @@ def evaluate(
     load_tasks(names, data, confirm_run_unsafe_code)  # what they lack is said before the model is loaded
     path, dtype = _source(model, dtype)
     finished = out / "finished.jsonl" if out else None
-    loaded = SetflowLM(path, decoder or "ntp", finished, device=device, batch_size=batch_size, dtype=dtype)
-    loaded.use(decoder or default_spec(loaded.model), seed)
+    trusted = {"trust_remote_code": True} if trust_remote_code else {}
+    loaded = SetflowLM(path, decoder or "ntp", finished, device=device, batch_size=batch_size, dtype=dtype, **trusted)
+    loaded.use(decoder or default_spec(loaded.model, trust_remote_code), seed)
     evaluation = evaluate(
         names,
         loaded,
@@ -212,6 +215,7 @@ def trace(
     temperature: Temperature = 0.0,
     seed: Seed = None,
     dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
     width: Annotated[int | None, typer.Option(min=20, help="Characters in a line; by default the terminal's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write an SVG picture.", metavar="FILE.svg")] = None,
 ) -> None:
@@ -225,7 +229,7 @@ def trace(
     prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code)
     ids = opened.tokenizer(prompt)["input_ids"]
     result = run(opened.model, opened.tokenizer, ids, opened.decoder, settings)
     width = width or (console.width if console.is_terminal else TRACE_WIDTH)

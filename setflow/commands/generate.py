@@ -19,6 +19,7 @@ from setflow.commands.settings import (
     Prompt,
     Seed,
     Temperature,
+    TrustRemoteCode,
     make_settings,
     note,
     open_model,
@@ -49,6 +50,7 @@ def generate(
         bool, typer.Option("--compare", help="Also run next-token decoding, and time all without the live view.")
     ] = False,
     no_live: NoLive = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Continue a prompt. Tokens of one colour were decided by the same forward pass.
@@ -59,7 +61,7 @@ def generate(
     prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code)
     ids = opened.tokenizer(prompt)["input_ids"]
     watched = console.is_terminal and not as_json
     result = _watch(opened, prompt, ids, settings, console, live=watched and not no_live, quiet=as_json)

@@ -58,6 +58,10 @@ Dtype = Annotated[
         "--dtype", metavar="bf16|fp32", help="By default that of the model's files; fp32 for the embedded model."
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Agree to run code that lies with the model; nothing else is consent."),
+]
 NoLive = Annotated[bool, typer.Option("--no-live", help="Print text when it is finished, not as it is decided.")]
 
 
@@ -129,7 +133,7 @@ def check_names(model: str | None, spec: str | None, dtype: str | None) -> None:
         check_spec(spec)
 
 
-def open_model(model: str | None, spec: str | None, dtype: str | None, console: Console) -> Opened:
+def open_model(model: str | None, spec: str | None, dtype: str | None, console: Console, trust: bool) -> Opened:
     """Load what the options name, on the GPU if there is one, and say so on ``console`` if somebody watches."""
     check_names(model, spec, dtype)
     with console.status("loading the model") if console.is_terminal else nullcontext():
@@ -142,9 +146,9 @@ def open_model(model: str | None, spec: str | None, dtype: str | None, console: 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         decoder = None if spec is None else decoder_from_spec(spec)  # before the model, which may take long
-        loaded, tokenizer = load_model(model, parse_dtype(dtype))
+        loaded, tokenizer = load_model(model, parse_dtype(dtype), trust_remote_code=trust)
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-        spec = spec or default_spec(loaded)
+        spec = spec or default_spec(loaded, trust)
         return Opened(model or "embedded", loaded, tokenizer, decoder or decoder_from_spec(spec), spec)
 
 
