@@ -15,7 +15,7 @@ ALL_HELD_OUT = "held_out: all documents of data are held out, so nothing is left
 BATCH = 1000  # records that are encoded at once
 FEATURES = datasets.Features(
     input_ids=datasets.Sequence(datasets.Value("int32")),
-    targets=datasets.Sequence(datasets.Value("bool")),
+    loss_mask=datasets.Sequence(datasets.Value("bool")),
     digest=datasets.Value("string"),
     record=datasets.Value("int64"),
 )
@@ -24,7 +24,7 @@ FEATURES = datasets.Features(
 def load_documents(sources: Iterable[Source], tokenizer, seed: int | None = None) -> Dataset:
     """The documents of all sources, in an order that ``seed`` alone decides; without one, in the order of the files.
 
-    Columns: "input_ids" and "targets", the tokens and which of them are to be learned; "digest", the same for documents of
+    Columns: "input_ids" and "loss_mask", the tokens and which of them are to be learned; "digest", the same for documents of
     the same text; "record", a number for the record that a document is of. Raises ValueError for a file that cannot be read
     or holds no record, and for a record that makes no document.
     """
@@ -49,7 +49,7 @@ def load_documents(sources: Iterable[Source], tokenizer, seed: int | None = None
 def stream_documents(
     sources: Iterable[Source], tokenizer, seed: int, without: Collection[str] = ()
 ) -> "DocumentStream":
-    """The documents of all sources, {"input_ids", "targets", "digest"}, read while they are used and mixed by their weights.
+    """The documents of all sources, {"input_ids", "loss_mask", "digest"}, read while they are used and mixed by their weights.
 
     Records that give a document with one of the digests ``without`` are left out. Raises ValueError as load_documents.
     """

@@ -19,10 +19,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Document:
-    """input_ids: int32 [n]. targets: bool [n], the tokens to be learned. digest: the same for documents of the same text."""
+    """input_ids: int32 [n]. loss_mask: bool [n], the tokens to be learned. digest: the same for documents of the same text."""
 
     input_ids: np.ndarray
-    targets: np.ndarray
+    loss_mask: np.ndarray
     digest: str
 
 
@@ -111,9 +111,9 @@ class Encoder:
         if draft.ended:
             ids.append(eos)
             counts[-1] += 1
-        targets = np.repeat([part.learned for part in draft.parts], counts)
+        loss_mask = np.repeat([part.learned for part in draft.parts], counts)
         text = "".join(part.text for part in draft.parts).strip()
-        return Document(np.array(ids, np.int32), targets, hashlib.sha256(text.encode()).hexdigest())
+        return Document(np.array(ids, np.int32), loss_mask, hashlib.sha256(text.encode()).hexdigest())
 
 
 def kind_of(record: Any, kinds: Iterable[tuple[str, ...]], before: tuple[str, ...] | None = None) -> tuple[str, ...]:

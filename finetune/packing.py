@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-# A document is {"input_ids": [n], "targets": [n]}: tokens, and which of them are to be learned.
+# A document is {"input_ids": [n], "loss_mask": [n]}: tokens, and which of them are to be learned.
 Document = dict
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, document numbers and targets, all [n]
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, document numbers and loss mask, all [n]
 
 OPEN_ROWS = 256  # rows among which an example looks for the place that it fits best
 
@@ -30,7 +30,7 @@ class PackedDataset(Dataset):
             raise ValueError(f"{name} holds no token to learn, in rows of sequence_length {sequence_length}")
         if cut.count:
             warnings.warn(f"{name}: {cut}", stacklevel=2)
-        self.tokens, self.documents, self.targets = (
+        self.tokens, self.documents, self.loss_masks = (
             torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
         )
 
@@ -43,7 +43,7 @@ class PackedDataset(Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return _item(self.tokens[index], self.documents[index], self.targets[index])
+        return _item(self.tokens[index], self.documents[index], self.loss_masks[index])
 
 
 class StreamedRows(IterableDataset):
@@ -89,7 +89,7 @@ class EndlessRows(IterableDataset):
 
 
 def pack(documents: Iterable[Document], length: int) -> Iterator[Columns]:
-    """Tokens, document numbers and targets of one row after another, each an array [length].
+    """Tokens, document numbers and loss mask of one row after another, each an array [length].
 
     Plain texts, of which all is learned, follow each other in the given order; one that does not fit goes on in the next
     row as a document of its own, and an incomplete last row is left out unless it is the only one. An example, that is a
@@ -103,9 +103,9 @@ def pack(documents: Iterable[Document], length: int) -> Iterator[Columns]:
 def _all_rows(documents: Iterable[Document], length: int) -> Iterator[Columns]:
     texts, examples, found = _Cut(length), _BestFit(length), False
     for number, document in enumerate(documents):
-        tokens, targets = np.asarray(document["input_ids"], np.int32), np.asarray(document["targets"], bool)
-        columns = tokens, np.full_like(tokens, number), targets
-        is_whole = len(tokens) <= length and not targets.all()
+        tokens, loss_mask = np.asarray(document["input_ids"], np.int32), np.asarray(document["loss_mask"], bool)
+        columns = tokens, np.full_like(tokens, number), loss_mask
+        is_whole = len(tokens) <= length and not loss_mask.all()
         for row in (examples if is_whole else texts).add(columns):
             found = True
             yield row
@@ -126,7 +126,7 @@ class LongExamples:
     def counted(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
             self.all += 1
-            if len(document["input_ids"]) > self.length and not np.all(document["targets"]):
+            if len(document["input_ids"]) > self.length and not np.all(document["loss_mask"]):
                 self.count += 1
                 if self.count == 1 and self.warn_of_first:
                     warnings.warn(f"data: {self}", stacklevel=2)
@@ -191,5 +191,5 @@ def _padded(documents: list[Columns], length: int) -> Columns:
     return tuple(np.concatenate(parts) for parts in zip(*documents, padding, strict=True))
 
 
-def _item(tokens: Tensor, documents: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": tokens.long(), "document_ids": documents.long(), "loss_mask": targets}
+def _item(tokens: Tensor, documents: Tensor, loss_mask: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": tokens.long(), "document_ids": documents.long(), "loss_mask": loss_mask}

@@ -30,7 +30,7 @@ def write(tmp_path):
 
 
 def learned(document, tokenizer) -> str:
-    pairs = zip(document["input_ids"], document["targets"], strict=True)
+    pairs = zip(document["input_ids"], document["loss_mask"], strict=True)
     return tokenizer.decode([token for token, wanted in pairs if wanted])
 
 
@@ -43,7 +43,7 @@ def chat(tokenizer, monkeypatch):
 def test_plain_text_is_learned_whole_and_ends_with_eos(write, tokenizer):
     (document,) = load_documents([write({"text": "a b c"})], tokenizer)
     assert document["input_ids"] == [*tokenizer("a b c")["input_ids"], tokenizer.eos_token_id]
-    assert all(document["targets"])
+    assert all(document["loss_mask"])
 
 
 def test_all_files_give_the_same_documents(write, tokenizer, tmp_path):
@@ -119,7 +119,7 @@ def test_streams_are_the_same_each_time_and_mixed_by_weight(write, tokenizer):
 
 
 def test_rows_are_cut_from_whole_documents():
-    documents = [{"input_ids": [5] * 5, "targets": [True] * 5}, {"input_ids": [6] * 9, "targets": [False] * 9}] * 2
+    documents = [{"input_ids": [5] * 5, "loss_mask": [True] * 5}, {"input_ids": [6] * 9, "loss_mask": [False] * 9}] * 2
     rows = PackedDataset(documents, 4)
     first, second = rows[0], rows[1]
     assert first["input_ids"].dtype == torch.int64 and first["document_ids"].tolist() == [0] * 4
@@ -146,4 +146,4 @@ def test_mistakes_are_named(write, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="weight.*got -1"):
         Source("a.jsonl", weight=-1)
     with pytest.raises(ValueError, match="sequence_length 32"):
-        PackedDataset([{"input_ids": [3] * 40, "targets": [False] * 40}], 32)
+        PackedDataset([{"input_ids": [3] * 40, "loss_mask": [False] * 40}], 32)

@@ -11,7 +11,7 @@ from finetune.packing import OPEN_ROWS, PackedDataset, StreamedRows, pack
 
 
 def example(prompt: int, completion: int, token: int = 5) -> dict:
-    return {"input_ids": [token] * (prompt + completion), "targets": [False] * prompt + [True] * completion}
+    return {"input_ids": [token] * (prompt + completion), "loss_mask": [False] * prompt + [True] * completion}
 
 
 def examples(count: int, longest: int, seed: int = 0) -> list[dict]:
@@ -35,7 +35,7 @@ def pieces(rows) -> list[tuple[list[int], list[bool]]]:
 def test_examples_stay_whole(count, longest, length):
     given = examples(count, longest)
     rows = list(pack(given, length))
-    assert sorted(pieces(rows)) == sorted((document["input_ids"], document["targets"]) for document in given)
+    assert sorted(pieces(rows)) == sorted((document["input_ids"], document["loss_mask"]) for document in given)
     assert all(len(column) == length for row in rows for column in row)
     for tokens, documents, targets in rows:
         padding = documents < 0
@@ -53,11 +53,11 @@ def test_an_example_goes_where_it_leaves_the_least_free():
 
 def test_plain_texts_and_examples_fill_rows_of_their_own():
     """Plain text is cut at the end of a row, and no example for its sake."""
-    texts = [{"input_ids": [7] * 11, "targets": [True] * 11} for _ in range(8)]
+    texts = [{"input_ids": [7] * 11, "loss_mask": [True] * 11} for _ in range(8)]
     mixed = [document for pair in zip(texts, examples(8, 16), strict=True) for document in pair]
     rows = list(pack(mixed, 16))
     assert sorted(p for p in pieces(rows) if p[0][0] != 7) == sorted(
-        (d["input_ids"], d["targets"]) for d in examples(8, 16)
+        (d["input_ids"], d["loss_mask"]) for d in examples(8, 16)
     )
     assert sum(row[0].tolist().count(7) for row in rows) == 8 * 11 // 16 * 16
     assert all((tokens == 7).all() for tokens, _, _ in rows if (tokens == 7).any())
@@ -78,7 +78,7 @@ def test_examples_longer_than_a_row_are_cut_and_told():
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_is_told_where_nothing_is_cut():
-    rows = PackedDataset([example(2, 14), *examples(20, 16), {"input_ids": [5] * 100, "targets": [True] * 100}], 16)
+    rows = PackedDataset([example(2, 14), *examples(20, 16), {"input_ids": [5] * 100, "loss_mask": [True] * 100}], 16)
     assert len(rows) > 6
 
 
