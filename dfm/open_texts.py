@@ -68,8 +68,8 @@ class Group:
         """Give the running step the law that it asked for; afterwards it asks again or is over."""
         state = self.state
         assert self.step is not None
-        x, masked = state.x.clone(), state.masked.clone()
-        state.evaluations += ~state.done
+        x, masked = state.x, state.masked
+        state.evaluations = state.evaluations + ~state.done
         try:
             self.query = self.step.send(p1)
         except StopIteration:
@@ -79,11 +79,12 @@ class Group:
         now = torch.tensor(forwards, device=changed.device)[:, None]
         self.decided_at = torch.where(changed, now, self.decided_at)
 
-    @property
-    def present(self) -> Tensor:
-        """[B, 1] bool: the texts that are not done."""
+    def among_present(self, where: Tensor) -> Tensor:
+        """The positions ``where`` [B, L] bool of texts that have not left."""
+        if None not in self.sequences:
+            return where
         here = [sequence is not None for sequence in self.sequences]
-        return torch.tensor(here, device=self.state.x.device)[:, None]
+        return where & torch.tensor(here, device=where.device)[:, None]
 
     def rows_of(self, sequences: SequenceOf[Sequence]) -> tuple[FlowState, Tensor]:
         """State and ``decided_at`` of those texts."""

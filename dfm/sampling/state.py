@@ -16,7 +16,8 @@ from dfm.paths.sources import Source
 
 @dataclass
 class FlowState:
-    """A batch of texts in the making; sequences need not be at the same time.
+    """A batch of texts in the making; sequences need not be at the same time. Changes replace its tensors, never write
+    into them, so that who holds one from before a step can tell what the step has changed.
 
     x: [B, L] ids.
     masked: [B, L] bool, undecided positions of a mask source. Masks are known by it, never by their id, so a prompt
