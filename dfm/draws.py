@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from decoding.forward.transfer import to_device
 from decoding.sampling import inverse_cdf
 
 NUMBERS_AT_ONCE = 2**21  # drawing takes float64 copies of laws, of so many numbers at a time
@@ -74,7 +75,7 @@ class Draws:
             torch.rand(count, generator=generator, dtype=torch.float64)
             for count, generator in zip(counts, self.generators, strict=True)
         ]
-        return torch.cat(drawn).to(where.device)
+        return to_device(torch.cat(drawn), where.device)
 
 
 class LikeliestDraws(Draws):

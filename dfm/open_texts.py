@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decoding.batch import Sequence
 from decoding.forward.noise_level import noise_levels
+from decoding.forward.transfer import to_device
 from dfm.draws import Draws
 from dfm.flow_run import FlowRun, make_draws
 from dfm.sampling.state import FlowState, Query, Sampler, Step
@@ -76,7 +77,7 @@ class Group:
             self.step = None
         forwards = [0 if sequence is None else sequence.forwards for sequence in self.sequences]
         changed = (state.x != x) | (state.masked != masked)
-        now = torch.tensor(forwards, device=changed.device)[:, None]
+        now = to_device(forwards, changed.device)[:, None]
         self.decided_at = torch.where(changed, now, self.decided_at)
 
     def among_present(self, where: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from decoding.forward.transfer import to_device
 from dfm.draws import Draws
 from dfm.paths.mixture import MixturePath
 from dfm.paths.sources import Source
@@ -53,7 +54,7 @@ class FlowState:
 
     def at(self, rows: SequenceOf[int]) -> "FlowState":
         """The texts ``rows`` of the batch."""
-        index = torch.tensor(rows, device=self.x.device)
+        index = to_device(rows, self.x.device)
         return FlowState(*(value.index_select(0, index) for value in vars(self).values()))
 
     @property
