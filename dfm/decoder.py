@@ -207,7 +207,7 @@ class FlowDecoder(Decoder):
             raise ValueError("sampler must be one without guidance: a decoder has no unconditional model")
         where = group.state.free if query.only is None else query.only
         unknown = where & query.masked if self.path == "mask" and query.carry_over else where
-        unknown = unknown & group.present
+        unknown = group.among_present(unknown)
         law = self._laws(batch, step, group, unknown)
         if query.only is not None and len(law) == int(where.sum()):
             return law

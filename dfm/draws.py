@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from decoding.forward.transfer import to_device
 from decoding.sampling import inverse_cdf
 
 NUMBERS_AT_ONCE = 2**21  # drawing takes float64 copies of laws, of so many numbers at a time
@@ -38,11 +39,13 @@ class Draws:
 
     def rows(self, law: Tensor, where: Tensor) -> Tensor:
         """As ``categorical``, with the law [N, V] of the positions ``where`` alone, in their order."""
-        tokens, uniform = torch.zeros(where.shape, dtype=torch.long, device=where.device), self._numbers(where)
-        size = max(1, NUMBERS_AT_ONCE // law.shape[-1])
-        drawn = [inverse_cdf(*part) for part in zip(law.split(size), uniform.split(size), strict=True)]
-        tokens[where] = torch.cat(drawn)
-        return tokens
+        uniform, size = self._numbers(where), max(1, NUMBERS_AT_ONCE // law.shape[-1])
+        if len(law) <= size:
+            tokens = inverse_cdf(law, uniform)
+        else:
+            parts = zip(law.split(size), uniform.split(size), strict=True)
+            tokens = torch.cat([inverse_cdf(*part) for part in parts])
+        return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter_(where, tokens)
 
     def happens(self, probability: Tensor, where: Tensor) -> Tensor:
         """bool [B, L]: true with ``probability`` [B] at the positions ``where`` [B, L] bool, false elsewhere."""
@@ -56,9 +59,8 @@ class Draws:
 
     def uniform(self, where: Tensor) -> Tensor:
         """float64 [B, L] in [0, 1) at the positions ``where`` [B, L] bool, 0 elsewhere."""
-        values = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
-        values[where] = self._numbers(where)
-        return values
+        zeros = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
+        return zeros.masked_scatter_(where, self._numbers(where))
 
     def pick(self, where: Tensor) -> Tensor:
         """One-hot bool [B, L]: in each sequence one of the positions ``where``, uniformly; none if there is none."""
@@ -73,7 +75,7 @@ class Draws:
             torch.rand(count, generator=generator, dtype=torch.float64)
             for count, generator in zip(counts, self.generators, strict=True)
         ]
-        return torch.cat(drawn).to(where.device)
+        return to_device(torch.cat(drawn), where.device)
 
 
 class LikeliestDraws(Draws):

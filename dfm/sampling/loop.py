@@ -55,10 +55,10 @@ class Posterior:
             raise ValueError("unconditional must be a network for a sampler with guidance, got None")
         model = self.model if query.conditional else self.unconditional
         logits = model(query.x, query.t, frozen)
-        state.evaluations += ~state.done
+        state.evaluations = state.evaluations + ~state.done
         if query.conditional and self.guidance_weight:
             other = self.unconditional(query.x, query.t, frozen)
-            state.evaluations += ~state.done
+            state.evaluations = state.evaluations + ~state.done
             logits = guide_logits(logits, other, self.guidance_weight)
         x, masked = query.x, query.masked
         if query.only is not None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from decoding.forward.transfer import to_device
 from dfm.draws import Draws
 from dfm.paths.mixture import MixturePath
 from dfm.paths.sources import Source
@@ -16,7 +17,8 @@ from dfm.paths.sources import Source
 
 @dataclass
 class FlowState:
-    """A batch of texts in the making; sequences need not be at the same time.
+    """A batch of texts in the making; sequences need not be at the same time. Changes replace its tensors, never write
+    into them, so that who holds one from before a step can tell what the step has changed.
 
     x: [B, L] ids.
     masked: [B, L] bool, undecided positions of a mask source. Masks are known by it, never by their id, so a prompt
@@ -52,7 +54,7 @@ class FlowState:
 
     def at(self, rows: SequenceOf[int]) -> "FlowState":
         """The texts ``rows`` of the batch."""
-        index = torch.tensor(rows, device=self.x.device)
+        index = to_device(rows, self.x.device)
         return FlowState(*(value.index_select(0, index) for value in vars(self).values()))
 
     @property
