@@ -16,6 +16,7 @@ from unittest import mock
 from decoding.inputs.checks import check_count
 from eval.sandbox import Limits, Verdict, require_isolation, run_untrusted
 
+CONSENT = "HF_ALLOW_CODE_EVAL"
 # The stock metric takes these away, so a completion that uses one fails. Here they do no harm, but scores must agree.
 TAKEN_AWAY = {
     "os": "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate "
@@ -46,10 +47,10 @@ MEMORY_MB = 4096  # the stock metric sets no limit, EvalPlus this one
 
 def require_consent() -> None:
     """Raise ValueError unless the user has agreed to run code that a model wrote, in the sandbox that we have."""
-    if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
+    if os.environ.get(CONSENT) != "1":
         raise ValueError(
             "this task runs code that the model wrote, in a sandbox; agree with --confirm-run-unsafe-code "
-            f"or HF_ALLOW_CODE_EVAL=1, got HF_ALLOW_CODE_EVAL={os.environ.get('HF_ALLOW_CODE_EVAL')!r}"
+            f"or {CONSENT}=1, got {CONSENT}={os.environ.get(CONSENT)!r}"
         )
     require_isolation()
 

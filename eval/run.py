@@ -46,6 +46,8 @@ class Evaluation:
         )
         if cut := costs["cut_prompts"]:
             text += f"\n{cut} of {costs['samples']} prompts did not fit into the context and lost their beginning"
+        if "sandbox" in self.decoding:
+            text += f"\ngenerated code ran in a sandbox: {self.decoding['sandbox']}"
         return text
 
 
@@ -61,6 +63,7 @@ def evaluate(
     max_gen_toks: int | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     confirm_run_unsafe_code: bool = False,
+    confirm_weak_sandbox: bool = False,
 ) -> Evaluation:
     """Evaluate on ``tasks`` a model, or the one that SetflowLM makes of these arguments, ``pretrained`` among them.
 
@@ -68,11 +71,11 @@ def evaluate(
     with the same output goes on where it was killed. limit: samples of each task, a share if below 1. num_fewshot,
     apply_chat_template, gen_kwargs: as in lm_eval.simple_evaluate. max_gen_toks: most new tokens of an answer; tasks that
     ask for fewer keep their own number. confirm_run_unsafe_code: the user's consent to run
-    what the model writes, in a sandbox.
+    what the model writes, in a sandbox; confirm_weak_sandbox: also where the sandbox lacks what sandbox.py names.
 
     Raises ValueError for what is unknown or missing, before the model is loaded.
     """
-    loaded = load_tasks(tasks, data, confirm_run_unsafe_code)
+    loaded = load_tasks(tasks, data, confirm_run_unsafe_code, confirm_weak_sandbox)
     output = Path(output) if output else None
     if not isinstance(model, SetflowLM):
         model = SetflowLM(**{"finished": output / "finished.jsonl" if output else None, **model})
@@ -99,8 +102,7 @@ def evaluate(
         "tasks": {name: total(s for s in model.samples if s["task"] == name) for name in names},
     }
     if any(task.get_config("unsafe_code") for task in loaded):
-        isolation = find_isolation()
-        decoding["sandbox"] = "namespaces" if isolation.namespaces else f"without namespaces: {isolation.reason}"
+        decoding["sandbox"] = str(find_isolation())
     folder = _write(tracker, results, decoding, model.samples) if tracker else None
     return Evaluation(results, model.samples, decoding, folder)
 

@@ -5,7 +5,8 @@ and an empty folder that vanishes afterwards. On Linux it also gets namespaces o
 processes, a file system with nothing but the interpreter and its packages, read-only, and no way for a child to outlive
 it), a filter that leaves it the system calls that Python needs, and a control group that counts the memory of all its
 processes together. ``find_isolation`` says what of it this machine allows. Without namespaces or filter nothing runs
-unless the user has agreed to that too: files of the user can then be read and changed.
+unless the user has agreed to that too: a program can then read and change what belongs to the user, files and, without
+filter, other processes; it may even read the tests in the memory of the process that judges it.
 
 Tests run in another process than the program and call its functions over a pipe, in plain values (sandboxing/values.py).
 The program's process holds neither what the tests expect nor the way on which the verdict is reported, so it can pass
@@ -97,9 +98,11 @@ class Isolation:
         """What a program could do that it should not, and why; empty if all is well."""
         parts = []
         if not self.namespaces:
-            parts.append(f"no namespaces ({self.reason}), so it can read, change and delete the files of its user")
+            parts.append(f"no namespaces ({self.reason}), so it can read, change and delete its user's files")
         if self.no_filter:
-            parts.append(f"no filter for system calls ({self.no_filter}), so it reaches all of the kernel's interfaces")
+            parts.append(
+                f"no filter for system calls ({self.no_filter}), so it reaches all of the kernel that its user can"
+            )
         return "; ".join(parts)
 
     def __str__(self) -> str:
@@ -147,8 +150,8 @@ def run_untrusted(
     Raises RuntimeError if the sandbox itself cannot be set up, ValueError as ``require_isolation`` does, unless it is
     told the ``isolation`` to use.
 
-    >>> run_untrusted("def double(x): return x + x", tests="assert double('a') == 'aaa'").detail
-    'AssertionError: '
+        verdict = run_untrusted("def double(x): return x + x", tests="assert double('a') == 'aaa'")
+        verdict.status, verdict.detail  # ("failed", "AssertionError: ")
     """
     limits = limits or Limits()
     isolation = isolation or require_isolation()

@@ -62,6 +62,7 @@ class Settings:
     dtype: str = "auto"
     device: str | None = None
     confirm_run_unsafe_code: bool = False
+    confirm_weak_sandbox: bool = False
 
 
 def run_sweep(cells: Sequence[Cell], settings: Settings, path: Path, command: str) -> Iterator[dict[str, Any]]:
@@ -73,7 +74,8 @@ def run_sweep(cells: Sequence[Cell], settings: Settings, path: Path, command: st
     when its first cell needs it. Raises ValueError, before any model is loaded, for what a task lacks and while another run
     writes the file.
     """
-    load_tasks(sorted({cell.task for cell in cells}), settings.data, settings.confirm_run_unsafe_code)
+    consent = settings.confirm_run_unsafe_code, settings.confirm_weak_sandbox
+    load_tasks(sorted({cell.task for cell in cells}), settings.data, *consent)
     model, loaded = None, None
     with SoleWriter(path).writing():
         rows = {row["key"]: row for row in read_records(path)}
@@ -89,7 +91,10 @@ def run_sweep(cells: Sequence[Cell], settings: Settings, path: Path, command: st
 
 
 def _text_of(settings: Settings) -> dict[str, str]:
-    return {name: str(value) for name, value in dataclasses.asdict(settings).items()}
+    """What makes a difference, in the form that keys have had from the beginning."""
+    fields = dataclasses.asdict(settings)
+    del fields["confirm_weak_sandbox"]
+    return {name: str(value) for name, value in fields.items()}
 
 
 def _measures_the_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -121,12 +126,14 @@ def _measure(model: SetflowLM, cell: Cell, settings: Settings) -> dict[str, Any]
         max_gen_toks=settings.max_gen_toks,
         gen_kwargs=sampling(cell.temperature),
         confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
+        confirm_weak_sandbox=settings.confirm_weak_sandbox,
     )
     (scores,) = evaluation.results["results"].values()
     return {
         **dataclasses.asdict(cell),
         "scores": {name: value for name, value in scores.items() if "," in name and isinstance(value, float)},
         "decoding": evaluation.decoding["total"],
+        **({"sandbox": evaluation.decoding["sandbox"]} if "sandbox" in evaluation.decoding else {}),
         "settings": {
             "batch_size": model.batch_size,
             "limit": settings.limit,

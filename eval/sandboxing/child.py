@@ -181,7 +181,8 @@ def shut_in(settings):
     """Enter namespaces of our own or, without them, become the one whom children without a parent are given to."""
     if settings["namespaces"]:
         if os.geteuid() == 0:
-            os.setgroups([])
+            with contextlib.suppress(PermissionError):  # root of some containers
+                os.setgroups([])
         every = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
         check("unshare", libc.unshare(every))
     report(event="unshared")

@@ -125,6 +125,8 @@ class Run:
             self.judge = event["judge"]
             if self.group is not None:
                 self.group.add(event["answer"])
+        except OSError as error:
+            raise RuntimeError(f"the sandbox did not start: {error}") from None
         except Over as over:
             said = self.tail.decode(errors="replace")
             raise RuntimeError(f"the sandbox did not start: {over.args[1]} {said}") from None

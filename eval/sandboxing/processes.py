@@ -30,18 +30,22 @@ def read_stat(pid: int) -> tuple[str, int, Process] | None:
 def descendants(root: int) -> set[Process]:
     """The living descendants of the process ``root``; none where there is no /proc."""
     children: dict[int, list[Process]] = {}
-    states = {}
     for folder in PROC.glob("[0-9]*"):
-        if found := read_stat(int(folder.name)):
-            state, parent, process = found
-            states[process] = state
-            children.setdefault(parent, []).append(process)
-    found, wave = set(), [root]
+        if stat := read_stat(int(folder.name)):
+            children.setdefault(stat[1], []).append(stat[2])
+    found: set[Process] = set()
+    wave = [root]
     while wave:
         born = [process for parent in wave for process in children.get(parent, ())]
         found.update(born)
         wave = [process.pid for process in born]
-    return {process for process in found if states[process] not in "ZX"}
+    return set(filter(lives, found))
+
+
+def lives(process: Process) -> bool:
+    """Whether it is there and no zombie."""
+    found = read_stat(process.pid)
+    return found is not None and found[2] == process and found[0] not in "ZX"
 
 
 def carriers(mark: str) -> set[Process]:
@@ -51,14 +55,13 @@ def carriers(mark: str) -> set[Process]:
         with suppress(OSError):
             if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.add(read_stat(int(folder.name)))
-    return {process for state, _, process in filter(None, found) if state not in "ZX"}
+    return set(filter(lives, (process for _, _, process in filter(None, found))))
 
 
 def kill_all(root: int, mark: str, known: set[Process]) -> None:
     """Kill the descendants of ``root``, those of ``known`` that still live and those that carry ``mark``."""
     for _ in range(100):  # a process may fork while we look
-        alive = {process for process in known if (stat := read_stat(process.pid)) and stat[2] == process}
-        victims = descendants(root) | carriers(mark) | {p for p in alive if read_stat(p.pid)[0] not in "ZX"}
+        victims = descendants(root) | carriers(mark) | set(filter(lives, known))
         victims = {process for process in victims if process.pid != root}
         if not victims:
             return

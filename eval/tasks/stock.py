@@ -1,5 +1,6 @@
 """lm-eval's own task definitions, on local data where there is some, with the sandbox as their code_eval."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ LOCAL = {
     "evalplus/mbppplus": data.mbpp_plus,
     "openai/gsm8k": data.gsm8k,
 }
+HUMANEVAL = ("openai/openai_humaneval", "evalplus/humanevalplus")
+
+
+def humaneval_tests(doc: dict[str, Any]) -> str:
+    """The tests of a problem, behind the functions of its prompt that they use: the completion may define them anew."""
+    used = {node.id for node in ast.walk(ast.parse(doc["test"])) if isinstance(node, ast.Name)} - {doc["entry_point"]}
+    given = ast.parse(doc["prompt"]).body
+    helpers = [node for node in given if isinstance(node, ast.FunctionDef) and node.name in used]
+    imports = [node for node in given if isinstance(node, ast.Import | ast.ImportFrom)] if helpers else []
+    return "\n".join([*map(ast.unparse, imports + helpers), doc["test"], f"check({doc['entry_point']})"])
 
 
 def stock_config(name: str) -> dict[str, Any]:
@@ -31,6 +42,8 @@ def stock_config(name: str) -> dict[str, Any]:
         require_consent()
     with sandboxed_code_eval():  # lm-eval's helper modules load and try the metric when they are imported
         config = load_yaml(path)
+    if config.get("dataset_path") in HUMANEVAL:
+        config["doc_to_target"] = humaneval_tests
     return {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
 
 

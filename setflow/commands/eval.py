@@ -66,6 +66,9 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; by
 Consent = Annotated[
     bool, typer.Option("--confirm-run-unsafe-code", help="Agree to run code that the model writes, in a sandbox.")
 ]
+WeakConsent = Annotated[
+    bool, typer.Option("--confirm-weak-sandbox", help="Agree to that also where a sandbox cannot hide your files.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -86,6 +89,7 @@ def evaluate(
     apply_chat_template: Annotated[bool, typer.Option(help="Put prompts into the model's chat template.")] = False,
     confirm_run_unsafe_code: Consent = False,
     trust_remote_code: TrustRemoteCode = False,
+    confirm_weak_sandbox: WeakConsent = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results; a killed run goes on from there.")] = None,
 ) -> None:
     """Evaluate a model with a decoder on lm-eval tasks: scores, and what the answers cost.
@@ -103,7 +107,8 @@ def evaluate(
     from eval.run import evaluate, sampling
     from eval.tasks import load_tasks
 
-    load_tasks(names, data, confirm_run_unsafe_code)  # what they lack is said before the model is loaded
+    # What they lack is said before the model is loaded.
+    load_tasks(names, data, confirm_run_unsafe_code, confirm_weak_sandbox)
     path, dtype = _source(model, dtype)
     finished = out / "finished.jsonl" if out else None
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
@@ -151,6 +156,7 @@ def sweep(
     dtype: Dtype = None,
     device: Device = None,
     confirm_run_unsafe_code: Consent = False,
+    confirm_weak_sandbox: WeakConsent = False,
     out: Annotated[Path, typer.Option(help="Folder for the sweep and the report.")] = Path("build/report"),
     name: Annotated[str, typer.Option(help="Name of the JSONL file in it.")] = "sweep",
 ) -> None:
@@ -181,7 +187,8 @@ def sweep(
         name_of_control = control if _name(control) in models else _name(control)
         models = {name_of_control: (_source(control, None)[0], ["ntp"]), **models}
     cells = make_cells(models, names, temperature or [0.0], seed or [0])
-    settings = Settings(data, limit, num_fewshot, max_gen_toks, batch_size, weights, device, confirm_run_unsafe_code)
+    consent = confirm_run_unsafe_code, confirm_weak_sandbox
+    settings = Settings(data, limit, num_fewshot, max_gen_toks, batch_size, weights, device, *consent)
     check_report(out)
     for number, row in enumerate(run_sweep(cells, settings, file, typed_command()), 1):
         costs, scores = row["decoding"], row["scores"]

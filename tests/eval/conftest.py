@@ -3,6 +3,7 @@
 import gc
 import glob
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets: {folder} does not exist and SETFLOW_DATA is not set")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def weak_consent(monkeypatch):
+    """Machines that refuse namespaces run these tests in the weaker form; those that need the stronger one skip."""
+    monkeypatch.setenv("SETFLOW_ALLOW_WEAK_SANDBOX", "1")
 
 
 @pytest.fixture
@@ -62,6 +69,23 @@ def score():
         return results["results"][name]
 
     return run
+
+
+@pytest.fixture
+def weak(monkeypatch):
+    """The weaker form of isolation, for kernels and containers that refuse namespaces."""
+    from eval.sandbox import Isolation, run_untrusted
+
+    isolation = Isolation(False, "switched off in this test")
+    # Root becomes nobody, who may be unable to read an interpreter in root's home; the system's own will do.
+    for interpreter in (sys.executable, "/usr/bin/python3"):
+        monkeypatch.setattr(sys, "executable", interpreter)
+        try:
+            run_untrusted("pass", isolation=isolation)
+            return isolation
+        except (RuntimeError, OSError) as error:
+            reason = str(error)
+    pytest.skip(reason)
 
 
 @pytest.fixture

@@ -142,6 +142,7 @@ def test_code_tasks_run_in_the_sandbox(folder, data_folder, monkeypatch, tmp_pat
     )
     assert evaluation.results["results"]["humaneval"]["pass@1,create_test"] == 0.0
     assert evaluation.decoding["sandbox"].startswith(("namespaces", "without"))
+    assert f"generated code ran in a sandbox: {evaluation.decoding['sandbox']}" in evaluation.table()
     assert evaluation.folder is None
 
 

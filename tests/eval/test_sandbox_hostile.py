@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval import sandbox
-from eval.sandbox import Isolation, Limits, find_isolation, run_untrusted
+from eval.sandbox import Limits, find_isolation, run_untrusted
 
 pytestmark = pytest.mark.usefixtures("nothing_remains")
 REFUSED = find_isolation().reason
@@ -155,15 +155,6 @@ def test_1000_runs_leave_nothing_behind(nothing_remains):
 class TestWithoutNamespaces:
     """The weaker form, for kernels and containers that refuse namespaces."""
 
-    isolation = Isolation(False, "switched off in this test")
-
-    @pytest.fixture(autouse=True)
-    def possible(self):
-        try:
-            run_untrusted("pass", isolation=self.isolation)
-        except RuntimeError as error:
-            pytest.skip(str(error))
-
     @pytest.mark.parametrize(
         "program, status",
         [
@@ -174,11 +165,11 @@ class TestWithoutNamespaces:
             ("import os; os.makedirs('a/b'); os.chmod('a', 0)", "passed"),
         ],
     )
-    def test_verdicts(self, program, status):
-        assert run_untrusted(program, Limits(seconds=0.5), isolation=self.isolation).status == status
+    def test_verdicts(self, weak, program, status):
+        assert run_untrusted(program, Limits(seconds=0.5), isolation=weak).status == status
 
     @needs_proc
-    def test_no_process_remains(self, nothing_remains):
-        run_untrusted(SLEEPING_CHILD, isolation=self.isolation)
-        run_untrusted(KILL_PARENT, Limits(seconds=1), isolation=self.isolation)
+    def test_no_process_remains(self, weak, nothing_remains):
+        run_untrusted(SLEEPING_CHILD, isolation=weak)
+        run_untrusted(KILL_PARENT, Limits(seconds=1), isolation=weak)
         assert nothing_remains() == []

@@ -31,13 +31,13 @@ for i in range(3):
         x = bytearray(b'x') * (100 * 2 ** 20)
         time.sleep(5)
         os._exit(0)
-time.sleep(3)
+time.sleep(1)
 """,
     "a chain of children": """
 import os, time
 for i in range(3):
     x = bytearray(b'x') * (100 * 2 ** 20)
-    if os.fork(): time.sleep(4); break
+    if os.fork(): time.sleep(2); break
     del x
 """,
     "children of children, without a parent": """
@@ -49,7 +49,7 @@ for i in range(3):
             x = bytearray(b'x') * (100 * 2 ** 20)
             time.sleep(5)
         os._exit(0)
-time.sleep(3)
+time.sleep(1)
 """,
     "shared maps": """
 import mmap, os, time
@@ -59,7 +59,7 @@ for i in range(3):
         for place in range(0, len(m), 4096): m[place] = 1
         time.sleep(5)
         os._exit(0)
-time.sleep(3)
+time.sleep(1)
 """,
 }
 

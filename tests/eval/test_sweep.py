@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs lm-eval: install the extra [eval]")
 
 from eval import sweep
+from eval.sandbox import find_isolation
 from eval.sweep import Cell, Settings, make_cells, run_sweep
 from eval.variations import vary
 
@@ -52,6 +53,18 @@ def test_every_cell_has_a_line(folder, tmp_path):
     assert "acceptance_lengths" in lossless["decoding"] and "acceptance_lengths" not in ntp["decoding"]
     texts = list(answers(path).values())
     assert sorted(texts[:3]) == sorted(texts[3:6])  # of ntp and of the lossless decoder
+
+
+def test_the_line_of_a_code_task_says_what_its_sandbox_was(folder, tmp_path, data_folder, monkeypatch):
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    cells = make_cells({"tiny": (folder, ["ntp"])}, ["humaneval", "additions"])
+    settings = replace(SETTINGS, limit=1, max_gen_toks=4, data=data_folder, confirm_run_unsafe_code=True)
+    code, plain = run(cells, tmp_path / "sweep.jsonl", settings)
+    assert code["sandbox"] == str(find_isolation()) and "sandbox" not in plain
+    # A second consent makes no other cell.
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "SetflowLM", None)
+        assert run(cells, tmp_path / "sweep.jsonl", replace(settings, confirm_weak_sandbox=True)) == [code, plain]
 
 
 def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: install the extra [eval]")
 
+from eval.code_eval import CodeEval
 from eval.tasks import OWN, data, load_task
 from eval.tasks.own import mbpp_tests
 from eval.tasks.stock import find_definition
@@ -73,6 +74,36 @@ def test_all_of_humaneval(name, consent, data_folder, score):
     assert len(task.eval_docs) == 164
     assert score(task, solution)["pass@1,create_test"] == 1.0
     assert score(load_task(name, data_folder), lambda doc: "    pass\n")["pass@1,create_test"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "number, helper, cheat",
+    [
+        (32, "poly", "    return 0\npoly = lambda xs, x: 0.0\n"),
+        (38, "encode_cyclic", "    return s\nencode_cyclic = lambda s: s\n"),
+        (50, "encode_shift", "    return s\ndef encode_shift(s): return s\n"),
+    ],
+)
+def test_functions_of_a_prompt_are_not_for_the_completion_to_define(consent, data_folder, number, helper, cheat):
+    """The tests of three problems use them besides the function that they test."""
+    task = load_task("humaneval", data_folder)
+    doc = task.eval_docs[number]
+    target = task.doc_to_target(doc)
+    assert f"def {helper}(" in target and target.endswith(f"{doc['test']}\ncheck({doc['entry_point']})")
+    answers = [[doc["prompt"] + completion for completion in (doc["canonical_solution"], cheat)]]
+    _, results = CodeEval().compute(references=[target], predictions=answers, k=[1], timeout=10)
+    assert [outcome["passed"] for _, outcome in results[0]] == [True, False]
+
+
+def test_tests_of_other_problems_stay_as_they_are(consent, data_folder):
+    for name in ("humaneval", "humaneval_plus"):
+        task = load_task(name, data_folder)
+        changed = {
+            number
+            for number, doc in enumerate(task.eval_docs)
+            if task.doc_to_target(doc) != f"{doc['test']}\ncheck({doc['entry_point']})"
+        }
+        assert changed == ({32, 38, 50} if name == "humaneval" else set())
 
 
 def test_pass_at_k_over_repeats(consent, data_folder, score):
