@@ -1,9 +1,12 @@
 """Training on a GPU: FlexAttention gives the losses and gradients of sdpa, and recipes train in bf16."""
 
+import json
+
 import pytest
 import torch
 
 from decoding import decoder_from_spec
+from decoding.inputs.loading import load_weights
 from sbd import SetBlockObjective
 from tests.conftest import build
 
@@ -41,17 +44,10 @@ def test_flex_attention_trains_like_sdpa(gpu):
 
 
 @pytest.fixture
-def recipe(request):
-    pytest.importorskip("datasets", reason="training needs the package datasets")
-    pytest.importorskip("peft")
-    return request.getfixturevalue("tiny_recipe")
-
-
-@pytest.fixture
-def tiny_recipe(tmp_path, tokenizer):
-    """``tiny_recipe(name, ...)``: two steps of a one-layer Llama on a page of text, as a recipe."""
-    import json
-
+def recipe(tmp_path, tokenizer):
+    """``recipe(name, bf16, ...)``: two steps of a one-layer Llama on a page of text."""
+    for package in ("datasets", "peft", "yaml"):
+        pytest.importorskip(package)
     from finetune import load_recipe
 
     data = tmp_path / "texts.jsonl"
@@ -79,34 +75,31 @@ def tiny_recipe(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("attention", "changes"),
     [
-        {"objective": "sbd", "objective_options": FIXED},  # with the attention that a GPU gets by itself
-        {"objective": "sbd", "objective_options": FIXED, "tuning": {"kind": "gated", "rank": 2}, "attention": "sdpa"},
-        {"objective": "ntp", "tuning": {"kind": "lora", "rank": 2}, "attention": "sdpa"},
-        {"objective": "rpt", "attention": "sdpa"},
-        {"objective": "dfm", "attention": "sdpa"},
+        (None, {"objective": "sbd", "objective_options": FIXED}),
+        ("sdpa", {"objective": "sbd", "objective_options": FIXED, "tuning": {"kind": "gated", "rank": 2}}),
+        ("sdpa", {"objective": "ntp", "tuning": {"kind": "lora", "rank": 2}}),
+        ("sdpa", {"objective": "rpt"}),
+        ("sdpa", {"objective": "dfm"}),
     ],
     ids=["sbd-full", "sbd-gated", "ntp-lora", "rpt-full", "dfm-full"],
 )
-def test_recipes_train_in_bf16(recipe, changes):
-    """The losses are those of float32 within the digits of bf16, and what is saved decodes."""
-    from decoding.inputs.loading import load_weights
+def test_recipes_train_in_bf16(recipe, attention, changes):
+    """The losses are those of float32 within the digits of bf16, and a model that is saved decodes.
+
+    attention: None is what a GPU gets by itself, which has to be compiled first; float32 always runs with sdpa.
+    """
     from finetune import finetune
 
     found = {}
-    for name, bf16 in (("half", True), ("exact", False)):
-        report = finetune(recipe(name, bf16, **changes))
-        assert report["dtype"] == ("bfloat16" if bf16 else "float32") and report["steps"] == 2
+    for name, form in (("bf16", attention), ("float32", "sdpa")):
+        report = finetune(recipe(name, name == "bf16", attention=form, **changes))
+        assert report["dtype"] == {"bf16": "bfloat16"}.get(name, name) and report["steps"] == 2
         found[name] = [entry["loss"] for entry in report["log"]]
-    assert found["half"] != found["exact"] and found["half"] == pytest.approx(found["exact"], rel=2**-6)
-    if (
-        changes["objective"] == "sbd" and "tuning" not in changes
-    ):  # an adapter of a model that is nowhere cannot be loaded
-        model = load_weights(recipe("half", True, **changes).output).to("cuda")
-        text = model.generate(
-            torch.tensor([[5, 6, 7]], device="cuda"),
-            max_new_tokens=8,
-            custom_generate=decoder_from_spec("sbd:block_size=4"),
-        )
-        assert text.device.type == "cuda" and text.shape[1] <= 11
+    assert found["bf16"] != found["float32"] and found["bf16"] == pytest.approx(found["float32"], rel=2**-6)
+    if changes["objective"] == "sbd" and "tuning" not in changes:
+        model = load_weights(recipe("bf16", True, **changes).output).to("cuda")
+        decoder = decoder_from_spec("sbd:block_size=4")
+        text = model.generate(torch.tensor([[5, 6, 7]], device="cuda"), max_new_tokens=8, custom_generate=decoder)
+        assert text.device.type == "cuda" and 3 < text.shape[1] <= 11
