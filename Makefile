@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench gpu-check bench-trained report embedded wheel-test clean
+.PHONY: help demo test fuzz lint format bench gpu-check bench-trained report embedded wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ demo: $(VENV)/.base  ## Two prompts by the embedded model, against next-token de
 
 test: lint      ## Style, types and tests, as CI runs them.
 	$(BIN)/python -m pytest -q
+
+SECONDS ?= 600
+fuzz: $(VENV)/.dev  ## Random requests against generate with fresh seeds, for SECONDS=600 seconds.
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q tests/fuzz
 
 lint: $(VENV)/.dev  ## Style and types only.
 	$(BIN)/ruff check .

@@ -118,7 +118,7 @@ def generate(
     pipeline = LogitsPipeline(processors, bool(generation_config.do_sample), mask_token_id, batch_size)
     decoder.check(model, pipeline)
     stream = StreamWriter(streamer, batch_size)
-    kept = kept_cache(past_key_values, batch_size)
+    kept = kept_cache(past_key_values, batch_size, model.config.num_hidden_layers)
     engine.check()
     check_positions(prepared.get("position_ids"), input_ids, attention_mask)
     sequences = make_sequences(model, input_ids, attention_mask, generation_config.max_length, decoder.rows_ahead)

@@ -193,9 +193,12 @@ class ProcessorCopies:
         return answer
 
     def commit(self, index: int, count: int) -> None:
-        """The first ``count`` rows that it was asked about became tokens; the others are forgotten."""
+        """The first ``count`` rows became tokens; what was said of the others is forgotten.
+
+        Behind the end of a text nothing was asked, though there may be rows.
+        """
         if self._asked[index]:
-            self._committed[index] = self._asked.pop(index)[count - 1]
+            self._committed[index] = self._asked.pop(index)[:count][-1]
 
 
 def ask(processor: Any, ids: Tensor, scores: Tensor, index: int, batch_size: int) -> Tensor:

@@ -121,7 +121,7 @@ def make_sequences(
     return sequences
 
 
-def kept_cache(cache: Cache | None, batch_size: int) -> SlotCache | None:
+def kept_cache(cache: Cache | None, batch_size: int, num_layers: int) -> SlotCache | None:
     """The cache to go on with, if the user passed one of ours; the empty one that ``generate`` makes is left unused."""
     if not isinstance(cache, SlotCache):
         return None
@@ -129,6 +129,8 @@ def kept_cache(cache: Cache | None, batch_size: int) -> SlotCache | None:
         raise ValueError(
             f"past_key_values: a SlotCache is kept for one sequence at a time, got a batch of {batch_size}"
         )
+    if len(cache.layers) != num_layers:
+        raise ValueError(f"past_key_values: a SlotCache of {len(cache.layers)} layers, but the model has {num_layers}")
     return cache
 
 

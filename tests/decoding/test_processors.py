@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
 from decoding import NextTokenDecoder
 from decoding.processors import can_be_copied, keeps_state
+from decoding.sampling import LogitsPipeline
 from dfm import FlowDecoder
 from rpt import ResampleDecoder
 from sbd import SelfSpeculativeDecoder, SetBlockDecoder
-from tests.conftest import MASK, VOCAB
+from tests.conftest import EOS, MASK, VOCAB
 
 NTP = NextTokenDecoder()
 DRAFTING = [
@@ -167,6 +168,19 @@ def test_drafting_speeds_up_what_keeps_a_state(shared_model):
     output = greedy(shared_model("llama"), inputs, decoder, logits_processor=[Loop()], return_dict_in_generate=True)
     assert output.sequences[0, 24:].tolist() == [5, 6, 7, 8] * 5
     assert output.tokens_per_forward.item() > 4
+
+
+def test_rows_behind_an_end_are_not_asked_about_and_may_still_be_accepted():
+    """Logits that a model gives behind an EOS may agree with the drafts there; the commit is cut at the EOS later."""
+    pipeline = LogitsPipeline(LogitsProcessorList([Budget()]), do_sample=False, batch_size=1)
+    pipeline.follow_drafts("Decoder", VOCAB)
+    drafts = [EOS, 5, 6]
+    logits = torch.nn.functional.one_hot(torch.tensor([*drafts, 7]), VOCAB).float()
+    scores = pipeline.process_drafts(logits.clone(), lambda row: (0, [3, *drafts[:row]]), {EOS})
+    assert torch.equal(scores, logits)
+    pipeline.commit(0, 4)
+    pipeline.process_drafts(logits[:1].clone(), lambda row: (0, [3, EOS]), {EOS})
+    assert pipeline.copies[0]._asked[0][0].asked == 2
 
 
 def counting_function():

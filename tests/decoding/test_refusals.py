@@ -110,6 +110,14 @@ def test_a_slot_cache_for_a_batch(shared_model, prompts, assert_refused, decoder
 
 
 @DECODERS
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_cache_of_another_number_of_layers(shared_model, prompts, assert_refused, decoder, layers):
+    arguments = {"past_key_values": SlotCache(layers), "max_new_tokens": 4, "custom_generate": decoder}
+    message = f"past_key_values: a SlotCache of {layers} layers, but the model has 2"
+    assert_refused(shared_model("llama"), message, **prompts(5), **arguments)
+
+
+@DECODERS
 def test_a_streamer_for_a_batch(shared_model, prompts, decoder, recording_streamer):
     arguments = {"max_new_tokens": 4, "custom_generate": decoder, "streamer": recording_streamer}
     with pytest.raises(ValueError, match="streamer works with one sequence at a time, got a batch of 2"):
