@@ -194,6 +194,7 @@ class SetflowLM(HFLM):
                 max_length=max_length,
                 stopping_criteria=StoppingCriteriaList([StopText(self.tokenizer, stop, context.shape[1])]),
                 pad_token_id=self.tokenizer.pad_token_id,
+                tokenizer=self.tokenizer,  # for stop strings, which a generation config may have
                 custom_generate=self.decoder,
                 engine=self.engine,
                 return_dict_in_generate=True,

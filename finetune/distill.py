@@ -210,6 +210,7 @@ def _transformers(settings: Distillation) -> Generator:
             attention_mask=mask,
             max_new_tokens=settings.max_new_tokens,
             eos_token_id=sorted(stops),
+            stop_strings=None,  # those of a generation config are for users; texts end where the model ends them
             pad_token_id=pad,
             **law,
         )

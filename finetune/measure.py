@@ -123,6 +123,7 @@ def tokens_per_forward(model, prompts: list[Tensor], spec: str, max_new_tokens: 
             max_new_tokens=max_new_tokens,
             do_sample=False,
             return_dict_in_generate=True,
+            stop_strings=None,  # those of a generation config need a tokenizer, and nothing is read here
             custom_generate=decoder_from_spec(spec),
         )
         tokens += int(out.new_tokens.sum())

@@ -124,6 +124,7 @@ def run(
         attention_mask=torch.ones_like(ids),
         max_new_tokens=room,
         return_dict_in_generate=True,
+        tokenizer=tokenizer,  # for stop strings, which a generation config may have
         **arguments,
     )
     if model.device.type == "cuda":

@@ -59,7 +59,14 @@ class Contender:
         """Decode a batch of prompts, padded on the left; ``settings`` go to ``generate``."""
         config, device = self.model.generation_config, self.model.device
         ids, mask = pad_left(prompts, config.pad_token_id or 0, device)
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **self.arguments, **settings}
+        # Stop strings of a generation config need a tokenizer, and nothing is read here.
+        settings = {
+            "do_sample": False,
+            "max_new_tokens": max_new_tokens,
+            "stop_strings": None,
+            **self.arguments,
+            **settings,
+        }
         with _counting(self.model) as meter:
             started = clock(device)
             output = self.model.generate(

@@ -147,3 +147,63 @@ def test_weights_that_are_missing_from_the_files_are_named(setflow, tiny, tmp_pa
     save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
     code, _, err = setflow("generate", "x", "--model", str(tmp_path / "model"), "--max-new-tokens", "2")
     assert code == 0 and "warning: model " in err and "model.norm.weight" in err
+
+
+@pytest.fixture
+def stopping(tiny, tmp_path) -> tuple[str, str]:
+    """A model whose generation config has stop strings, one of which comes after a few tokens; and that string."""
+    text = expected(tiny, 30)
+    stop = next(text[i : i + 2] for i in range(5, len(text)) if text[i : i + 2] not in text[:i])
+    folder = tmp_path / "stopping"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"stop_strings": ["no such", stop]}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 192}))
+    return str(folder), stop
+
+
+@pytest.mark.parametrize("decoder", ["ntp", "sbd-lossless:block_size=4", "prompt-lookup:block_size=4"])
+def test_stop_strings_of_a_generation_config_are_honoured(setflow, tiny, stopping, decoder):
+    folder, stop = stopping
+    arguments = ("--model", folder, "--decoder", decoder, "--max-new-tokens", "30", "--json", "--compare")
+    code, out, err = setflow("generate", PROMPT, *arguments)
+    report = json.loads(out)
+    assert code == 0, err
+    assert stop in report["text"] and stop not in report["text"][:-2] and report["same_text"]
+    assert expected(tiny, 30).startswith(report["text"]) and report["tokens"] < 30
+
+
+@pytest.mark.parametrize("command", ["chat", "trace", "eval", "distill-data", "finetune", "bench"])
+def test_every_command_takes_a_model_with_stop_strings(setflow, stopping, tmp_path, monkeypatch, command):
+    for extra in ("lm_eval", "peft"):
+        pytest.importorskip(extra, reason=f"needs {extra}: install the extras [eval] and [train]")
+    folder, _ = stopping
+    lines = iter(["1 + 1 = ?"])
+
+    def read(prompt=""):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "1 + 1 = 2, 2 + 2 = 4, 3 + 3 = 6"}\n' * 30)
+    recipe = {"output": str(tmp_path / "out"), "model": folder, "data": [str(data)], "held_out": [str(data)]}
+    recipe |= {"objective": "sbd", "sequence_length": 32, "training": {"max_steps": 1, "use_cpu": True}}
+    recipe |= {"measure": {"decoders": ["ntp"], "prompts": 1, "prompt_tokens": 4, "max_new_tokens": 8, "rows": 1}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    small = ("--tasks", "additions", "--limit", "1", "--max-gen-toks", "4")
+    arguments = {
+        "chat": ("chat", "--model", folder),
+        "trace": ("eval", "trace", PROMPT, "--model", folder),
+        "eval": ("eval", "--model", folder, *small),
+        "distill-data": ("finetune", "distill-data", folder, str(tmp_path / "own.jsonl"), "--samples", "2"),
+        "finetune": ("finetune", str(tmp_path / "recipe.yaml")),
+        "bench": ("bench", "lossless", "--model", folder, "--count", "1", "--batch-size", "1", "--prompts", str(data)),
+    }[command]
+    if command in ("distill-data", "finetune", "bench"):
+        monkeypatch.chdir(tmp_path)
+    code, _, err = setflow(*arguments)
+    assert code == 0 and "error: " not in err, err
