@@ -70,6 +70,9 @@ gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards
 	$(SETFLOW_BENCH) engine $(WRITE) --name engine-qwen3-0.6b-cuda --shape qwen3-0.6b --device cuda --dtype bf16
 	$(SETFLOW_BENCH) engine $(WRITE) --name engine-llama-3.1-8b-cuda --shape llama-3.1-8b --device cuda --dtype bf16 \
 		--batch-size 1 --batch-size 8
+	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-cuda --device cuda --prompts additions --count 20 $(LOSSLESS)
+	$(SETFLOW_BENCH) speed $(WRITE) --name speed-cuda-bf16 --device cuda --dtype bf16 --prompts additions --count 2 \
+		--rounds 3 $(LOSSLESS)
 
 # What must lie in build/: stories260K, a pretrained Llama of 260 K parameters (karpathy/llama2.c), with texts of its own
 # and held-out stories in build/stories; random, a model of random weights; flow_matching, by pip install --target; and
