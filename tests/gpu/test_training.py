@@ -95,8 +95,8 @@ def test_recipes_train_in_bf16(recipe, attention, changes):
     found = {}
     for name, form in (("bf16", attention), ("float32", "sdpa")):
         report = finetune(recipe(name, name == "bf16", attention=form, **changes))
-        assert report["dtype"] == {"bf16": "bfloat16"}.get(name, name) and report["steps"] == 2
-        found[name] = [entry["loss"] for entry in report["log"]]
+        assert report.dtype == {"bf16": "bfloat16"}.get(name, name) and report.steps == 2
+        found[name] = [entry["loss"] for entry in report.log]
     assert found["bf16"] != found["float32"] and found["bf16"] == pytest.approx(found["float32"], rel=2**-6)
     if changes["objective"] == "sbd" and "tuning" not in changes:
         model = load_weights(recipe("bf16", True, **changes).output).to("cuda")
