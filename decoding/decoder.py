@@ -14,7 +14,15 @@ from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.rows import RowList
 from decoding.output import DecodeOutput, StreamWriter, assemble
-from decoding.request import check_positions, check_request, keep_arguments_for, kept_cache, make_sequences, pad_token
+from decoding.request import (
+    check_block_size,
+    check_positions,
+    check_request,
+    keep_arguments_for,
+    kept_cache,
+    make_sequences,
+    pad_token,
+)
 from decoding.sampling import LogitsPipeline
 
 PREFILL_CHUNK = 512  # prompt tokens per forward; the last chunk rides with the first rows that decode
@@ -116,6 +124,7 @@ def generate(
     mask_token_id = find_mask_token(model, decoder.mask_token_id) if decoder.needs_mask_token else None
     processors = logits_processor or LogitsProcessorList()
     pipeline = LogitsPipeline(processors, bool(generation_config.do_sample), mask_token_id, batch_size)
+    check_block_size(getattr(decoder, "block_size", None), model.config)
     decoder.check(model, pipeline)
     stream = StreamWriter(streamer, batch_size)
     kept = kept_cache(past_key_values, batch_size, model.config.num_hidden_layers)

@@ -4,7 +4,7 @@ import functools
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from decoding.batch import Sequence
 from decoding.forward.cache import SlotCache
@@ -93,6 +93,13 @@ def check_positions(position_ids: Tensor | None, input_ids: Tensor, attention_ma
     own = mask.cumsum(-1) - 1
     if position_ids.shape[-1] != own.shape[-1] or bool(((position_ids != own) & mask.bool()).any()):
         raise ValueError("position_ids: decoders count positions from the first token of each prompt; leave them out")
+
+
+def check_block_size(block_size: int | None, config: PretrainedConfig) -> None:
+    """Raise ValueError for blocks that are longer than any text of the model."""
+    context = context_length(config)
+    if block_size is not None and context is not None and block_size > context:
+        raise ValueError(f"block_size must be from 1 to {context}, the context of the model, got {block_size}")
 
 
 def make_sequences(

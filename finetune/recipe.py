@@ -91,6 +91,9 @@ class Recipe:
             decoder_from_spec(self.decoder)
         if isinstance(self.held_out, float | int):
             check_range("held_out", self.held_out, 0, 1, include_low=False, include_high=False)
+        _check_sizes("objective_options", self.objective_options, self.sequence_length)
+        if self.measure is not None:
+            _check_sizes("measure", {"block_size": self.measure.block_size}, self.sequence_length)
         self.build_objective()  # raises for what makes no sense
         if self.tuning.kind == "gated" and self.compile:
             raise ValueError("compile cannot be combined with tuning.kind gated")
@@ -165,6 +168,18 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         return Recipe.from_dict(values)
     except TypeError as error:  # a required key is missing
         raise ValueError(f"recipe {str(find_recipe(name))!r}: {str(error).replace('Recipe.__init__() ', '')}") from None
+
+
+def _check_sizes(key: str, options: Mapping[str, Any], longest: int) -> None:
+    """Raise ValueError for blocks and windows that are longer than a row, those of nested options among them."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            _check_sizes(f"{key}.{name}", value, longest)
+        elif name in ("block_size", "block_sizes", "window"):
+            sizes = value if isinstance(value, list | tuple) else [value]
+            size = max((size for size in sizes if isinstance(size, int)), default=0)
+            if size > longest:
+                raise ValueError(f"{key}.{name} must be at most the sequence_length of {longest}, got {size}")
 
 
 def _sources(key: str, values) -> tuple[Source, ...]:
