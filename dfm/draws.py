@@ -35,7 +35,7 @@ class Draws:
         Inverse CDF in float64: in float32 the tail of a large vocabulary is lost, which acts like a lower temperature
         (arXiv 2409.02908).
         """
-        return self.rows(law[where], where)
+        return self.rows(law.flatten(0, 1) if where.all() else law[where], where)
 
     def rows(self, law: Tensor, where: Tensor) -> Tensor:
         """As ``categorical``, with the law [N, V] of the positions ``where`` alone, in their order."""

@@ -29,7 +29,7 @@ class Routes(NamedTuple):
         to_data = self.data * p1
         to_noise = (self.noise * p1).sum(-1, keepdim=True)
         stays = p1.sum(-1, keepdim=True) - to_data.sum(-1, keepdim=True) - to_noise
-        return to_data + to_noise * source + stays * delta(z, p1.shape[-1], p1)
+        return (to_data + to_noise * source).scatter_add_(-1, z[..., None], stays)
 
 
 def forward_kernel(k: Tensor, k_next: Tensor) -> Routes:

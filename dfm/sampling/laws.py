@@ -5,7 +5,6 @@ import warnings
 import torch
 from torch import Tensor
 
-from dfm.paths.path import delta
 from dfm.rates.velocities import ForwardVelocity, Velocity, check_rates, jumps_only
 from dfm.sampling.state import FlowState
 
@@ -40,7 +39,7 @@ def euler_law(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
     total = jumps.sum(-1, keepdim=True)
     at_most_one(total)
     jumps = jumps / total.clamp_min(1)
-    return jumps + (1 - total).clamp_min(0) * delta(x, rates.shape[-1], rates)
+    return jumps.scatter_add(-1, x[..., None], (1 - total).clamp_min(0))
 
 
 def leap_law(x: Tensor, rates: Tensor, h: Tensor, several: str) -> Tensor:
@@ -55,4 +54,4 @@ def leap_law(x: Tensor, rates: Tensor, h: Tensor, several: str) -> Tensor:
         jumps = -torch.expm1(-h * exit_rate) * rates / exit_rate.masked_fill(exit_rate == 0, 1)
     else:
         jumps = h * rates * torch.exp(-h * exit_rate)
-    return jumps + (1 - jumps.sum(-1, keepdim=True)) * delta(x, rates.shape[-1], rates)
+    return jumps.scatter_add(-1, x[..., None], 1 - jumps.sum(-1, keepdim=True))
