@@ -2,7 +2,8 @@
 
 It gives what the stock metric (huggingface/evaluate, after openai/human-eval) gives on honest completions, and like that
 one it runs nothing before the user has said so: HF_ALLOW_CODE_EVAL=1 in the environment. A completion and its tests run
-in two processes (sandbox.py), so that a completion passes by right values only.
+in two processes (sandbox.py), so that a completion passes by right values only. They have arguments, values, exceptions
+and the imports of the tests in common, but not what is printed, the state of ``random`` and the like.
 """
 
 import math

@@ -8,7 +8,7 @@ judge, without them the judge lets nobody look into it. ``argv[2]`` holds the se
 of JSON on the pipe ``argv[1]``:
 
     -> unshared        new namespaces are made; the parent maps the user ids and sends an empty line on stdin
-    -> started         ids of both processes; the parent sends the program and its tests on stdin, and the program's time runs
+    -> started         ids of both; the parent sends the program and its tests on stdin, and the program's time runs
     -> verdict         of the judge (judge.py)
     -> exited          "judge" or "answer", and how
     -> refused         the kernel does not let us build the sandbox

@@ -70,6 +70,23 @@ for act in (lambda: os.setuid(0), lambda: os.chroot('/usr'), lambda: os.sethostn
     assert run_untrusted(program).passed
 
 
+def test_a_program_holds_nothing_but_its_output_and_its_end_of_the_wire():
+    with open(os.devnull) as other:
+        os.set_inheritable(other.fileno(), True)
+        program = """
+import os, stat
+found = {}
+for fd in range(4096):
+    try: found[fd] = os.fstat(fd)
+    except OSError: pass
+null, out, error, *wire = found.values()
+assert os.path.samestat(null, os.stat('/dev/null')) and os.path.samestat(out, error), found
+assert len(wire) == 2 and all(stat.S_ISFIFO(x.st_mode) for x in [out, *wire]) and len(set(wire)) == 2, found
+"""
+        verdict = run_untrusted(program, tests="assert 'tests' and 'are' and 'here'")
+    assert verdict.passed, verdict
+
+
 KILL_PARENT = """
 import os, signal
 for pid in (os.getppid(), 0, -1):
