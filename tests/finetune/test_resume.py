@@ -69,14 +69,6 @@ def test_a_finished_run_is_left_as_it_is(recipe, states, capsys, length):
     assert f"finished after {first.steps} steps, nothing is left to do" in said and said.count("\n") == 1
 
 
-def test_a_stream_goes_on_behind_its_end(recipe, killed_before):
-    """In the middle of the second time through the data, which comes in another order each time."""
-    settings = {"streaming": True, "held_out": [], "training": {"max_steps": 36, "save_steps": 16}}
-    whole = finetune(recipe("whole", **settings))
-    killed_before(34, recipe(**settings))
-    assert losses(finetune(recipe(**settings))) == pytest.approx(losses(whole), rel=1e-6)
-
-
 @pytest.mark.parametrize("kind", ["full", "gated"])
 def test_after_its_last_step_a_killed_run_takes_no_other(recipe, tmp_path, kind):
     settings = {"tuning": {"kind": kind} | ({"rank": 2} if kind == "gated" else {}), "training": {"max_steps": 3}}
