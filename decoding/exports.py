@@ -5,10 +5,10 @@ from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.adapter import load_adapter, remove_adapter
 from decoding.forward.cache import SlotCache
+from decoding.forward.loading import load_model
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.rows import RowList
 from decoding.forward.visibility import Visibility
-from decoding.inputs.loading import load_model
 from decoding.inputs.spec import decoder_from_spec
 from decoding.integration import install, uninstall
 from decoding.next_token import NextTokenDecoder

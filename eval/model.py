@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from decoding import Engine, decoder_from_spec
+from decoding.forward.loading import attach_extras, base_model_of, one_sentence
 from decoding.forward.rope import context_length
 from decoding.inputs.checks import check_count
-from decoding.inputs.loading import attach_extras, base_model_of, one_sentence
 from decoding.inputs.source import located
 from eval.counts import count, total
 from eval.devices import check_device, clock

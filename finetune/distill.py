@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from decoding.forward.loading import load_tokenizer, load_weights, weights_of
 from decoding.inputs.checks import check_count, check_range
-from decoding.inputs.loading import load_tokenizer, load_weights, weights_of
 from finetune.continued import keep_settings, kept_settings, locked, whole_records
 from finetune.interrupts import full_disk_named
 from finetune.prompts import Prompt, answered, read_prompts

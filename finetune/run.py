@@ -21,8 +21,8 @@ from transformers import (
 
 from decoding import NextTokenObjective, Objective, find_mask_token
 from decoding.forward.adapter import gated_adapter
+from decoding.forward.loading import load_tokenizer, load_weights
 from decoding.forward.rope import context_length
-from decoding.inputs.loading import load_tokenizer, load_weights
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
 from finetune.checkpoints import read_json, write_json

@@ -1,1 +1,1 @@
-"""What users type and hand in: values, decoder specs, sources of models, JSON lines. All but ``loading`` without torch."""
+"""What users type and hand in: values, decoder specs, names of models, JSON lines; all of it without torch."""

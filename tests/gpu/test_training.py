@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoding import decoder_from_spec
-from decoding.inputs.loading import load_weights
+from decoding.forward.loading import load_weights
 from sbd import SetBlockObjective
 from tests.conftest import build
 

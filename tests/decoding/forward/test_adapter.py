@@ -14,7 +14,7 @@ from decoding.forward.adapter import (
     remove_adapter,
 )
 from decoding.forward.gating import marked_block_rows
-from decoding.inputs.loading import load_weights
+from decoding.forward.loading import load_weights
 from decoding.inputs.source import ADAPTER_FILE
 from decoding.training.packed import Packing
 from sbd import SelfSpeculativeDecoder, SetBlockDecoder, SetBlockObjective

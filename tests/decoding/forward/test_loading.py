@@ -7,7 +7,7 @@ import torch
 
 import decoding
 from decoding.forward.adapter import GatedAdapter, gated_adapter
-from decoding.inputs.loading import EXTRAS, LOW_RANK_FILE, load_model
+from decoding.forward.loading import EXTRAS, LOW_RANK_FILE, load_model
 from decoding.inputs.source import check_source
 from rpt import OFFSET_CODE_FILE, ResampleConfig, attach_offset_code, save_offset_code
 
@@ -20,7 +20,7 @@ def saved(fresh_model, tokenizer, tmp_path):
         base, folder = tmp_path / "base", tmp_path / "adapter"
         fresh_model("llama").save_pretrained(base)
         tokenizer.save_pretrained(base)
-        model = decoding.inputs.loading.load_weights(str(base))
+        model = decoding.forward.loading.load_weights(str(base))
         if "offset code" in kind:
             torch.nn.init.normal_(attach_offset_code(model, ResampleConfig()).table)
             save_offset_code(model, base)
