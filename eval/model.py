@@ -189,7 +189,7 @@ class SetflowLM(HFLM):
         ):
             self.engine.planner_memory.clear()  # a batch costs what it costs, whichever came before it
             start = clock(self.device)
-            output = self.model.generate(
+            output = self._generate(
                 input_ids=context,
                 max_length=max_length,
                 stopping_criteria=StoppingCriteriaList([StopText(self.tokenizer, stop, context.shape[1])]),
@@ -202,6 +202,10 @@ class SetflowLM(HFLM):
             )
             self._costs = count(output, clock(self.device) - start)
         return output.sequences
+
+    def _generate(self, **arguments: Any) -> Any:
+        with one_sentence(f"model {self.arguments['pretrained']!r}", "run", keep=(ValueError,)):
+            return self.model.generate(**arguments)
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, with the decoder and its costs: lm-eval writes this into its result file."""

@@ -57,8 +57,6 @@ def default_spec(model: "PreTrainedModel", trusted: bool = False) -> str:
     spec = getattr(model.generation_config, "decoder", None)
     if spec is None:
         return SET_BLOCKS if has_mask_token(model) else "ntp"
-    if not isinstance(spec, str):
-        raise ValueError(f"decoder in the generation config of the model must be a text such as 'ntp', got {spec!r}")
     if names_code(spec) and not trusted:
         raise ValueError(
             f"the model names code by its default decoder {spec!r}, which runs only with your consent: give --decoder, or say "

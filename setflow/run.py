@@ -107,11 +107,18 @@ def run(
     """Continue the tokens ``prompt`` with ``decoder``, or with the model's own ``generate`` where it is None."""
     import torch
 
+    from decoding.inputs.loading import one_sentence
+
+    rows = model.get_input_embeddings().num_embeddings
+    if max(prompt, default=0) >= rows:
+        raise ValueError(f"the tokenizer does not fit the model: it gives token {max(prompt)}, the model has {rows}")
     arguments = {"do_sample": False}
     if settings.temperature > 0:
         arguments = {"do_sample": True, "temperature": settings.temperature}
     if model.generation_config.pad_token_id is None:
         arguments["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    if (model.generation_config.num_beams or 1) > 1:
+        view = None  # stock generate has no beams and a streamer at once, and a decoder says that it has no beams
     for name, value in (("streamer", view), ("past_key_values", cache), ("custom_generate", decoder)):
         if value is not None:
             arguments[name] = value
@@ -119,14 +126,15 @@ def run(
     room = settings.room(model, len(prompt), decoder)
     torch.manual_seed(settings.seed)
     started = time.perf_counter()
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=room,
-        return_dict_in_generate=True,
-        tokenizer=tokenizer,  # for stop strings, which a generation config may have
-        **arguments,
-    )
+    with one_sentence(f"model {model.name_or_path!r}", "run", keep=(ValueError,)):  # what its files say may be absurd
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=room,
+            return_dict_in_generate=True,
+            tokenizer=tokenizer,  # for stop strings, which a generation config may have
+            **arguments,
+        )
     if model.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started

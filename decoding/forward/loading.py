@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
+from decoding.inputs.generation_config import check_generation_config, check_generation_file
 from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_source, located
 
 # Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
@@ -82,13 +83,18 @@ def base_model_of(source: str) -> str:
 
 
 def attach_extras(model: PreTrainedModel, source: str) -> None:
-    """Put on ``model``, which has the weights of ``source``, what lies beside them."""
+    """Put on ``model``, which has the weights of ``source``, what lies beside them; then it can be run.
+
+    Raises ValueError for a generation config that makes no sense.
+    """
     for place in dict.fromkeys((weights_of(source), located(source))):
         for files, attach in EXTRAS.items():
             found = [path for file in files if (path := _beside(place, file)) is not None]
             if len(found) == len(files):
                 module, _, function = attach.partition(":")
                 getattr(import_module(module), function)(model, found[0].parent)
+    check_generation_file(_beside(weights_of(source), "generation_config.json"))
+    check_generation_config(model.generation_config)
 
 
 def _beside(source: str, file: str) -> Path | None:
@@ -104,14 +110,30 @@ def _beside(source: str, file: str) -> Path | None:
 
 
 @contextmanager
-def one_sentence(named: str) -> Iterator[None]:
-    """Inside, what a library raises becomes a ValueError that begins with ``named``; each format has errors of its own."""
+def one_sentence(named: str, verb: str = "loaded", keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Inside, what a library raises becomes a ValueError: ``named`` cannot be ``verb``; each format has errors of its own.
+
+    Those of the kinds in ``keep`` stay as they are.
+    """
     try:
         yield
+    except keep:
+        raise
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ValueError(
-                f"{named} comes with code of its own, which runs only with your consent: read it, then say "
-                f"--trust-remote-code, or trust_remote_code=True in Python"
-            ) from error
-        raise ValueError(f"{named} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{named} {_reason(error, verb)}") from error
+
+
+def _reason(error: Exception, verb: str) -> str:
+    said = " ".join(str(error).split())
+    if "trust_remote_code" in said:
+        return (
+            "comes with code of its own, which runs only with your consent: read it, then say --trust-remote-code, or "
+            "trust_remote_code=True in Python"
+        )
+    if "ignore_mismatched_sizes" in said:
+        return f"cannot be {verb}: its weights have other shapes than its config.json says"
+    if "Weights only load failed" in said:
+        return f"cannot be {verb}: its weights are a pickle that holds more than weights, which would run code"
+    if isinstance(error, ValueError | OSError | RuntimeError) and said:
+        return f"cannot be {verb}: {said}"
+    return f"cannot be {verb}: {type(error).__name__}{': ' if said else ''}{said}"

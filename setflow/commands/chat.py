@@ -119,9 +119,7 @@ class Session:
         from setflow.run import run
 
         opened = self.opened
-        prompt = opened.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+        prompt = opened.encode_chat(messages)
         # Another seed for each turn, or all would be drawn with the same numbers.
         room = self.settings.room(opened.model, len(prompt), opened.decoder, at_most=True)
         settings = replace(self.settings, max_new_tokens=room, seed=self.settings.seed + len(messages))

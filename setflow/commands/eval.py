@@ -237,7 +237,7 @@ def trace(
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
     opened = open_model(model, decoder, dtype, console, trust_remote_code)
-    ids = opened.tokenizer(prompt)["input_ids"]
+    ids = opened.encode(prompt)
     result = run(opened.model, opened.tokenizer, ids, opened.decoder, settings)
     width = width or (console.width if console.is_terminal else TRACE_WIDTH)
     lines = list(trace_lines(split_text(opened.tokenizer, result.tokens), result.trace, width))

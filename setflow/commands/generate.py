@@ -62,7 +62,7 @@ def generate(
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
     opened = open_model(model, decoder, dtype, console, trust_remote_code)
-    ids = opened.tokenizer(prompt)["input_ids"]
+    ids = opened.encode(prompt)
     watched = console.is_terminal and not as_json
     result = _watch(opened, prompt, ids, settings, console, live=watched and not no_live, quiet=as_json)
     if watched:

@@ -113,6 +113,22 @@ class Opened:
     decoder: "Decoder"
     spec: str
 
+    def encode(self, prompt: str) -> list[int]:
+        """Tokens of a text; raises ValueError where the tokenizer is at fault."""
+        from decoding.inputs.loading import one_sentence
+
+        with one_sentence(f"the tokenizer of {self.name!r}", "used"):
+            return self.tokenizer(prompt)["input_ids"]
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Tokens of a conversation up to the next answer; raises ValueError where the chat template is at fault."""
+        from decoding.inputs.loading import one_sentence
+
+        with one_sentence(f"the chat template of {self.name!r}", "used"):
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+                "input_ids"
+            ]
+
     @property
     def dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")

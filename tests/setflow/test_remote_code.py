@@ -175,7 +175,3 @@ def test_a_default_decoder_of_ours_is_taken(tiny):
     for spec in ("ntp", "sbd:block_size=4,entropy_bound=0.1", "prompt-lookup"):
         model.generation_config.decoder = spec
         assert default_spec(model) == spec
-    for value in (7, ["ntp"], {"name": "ntp"}):
-        model.generation_config.decoder = value
-        with pytest.raises(ValueError, match="decoder in the generation config of the model must be a text"):
-            default_spec(model)
