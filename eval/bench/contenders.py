@@ -93,12 +93,13 @@ class _Meter:
 def _counting(model: PreTrainedModel) -> Iterator[_Meter]:
     """Count the forwards of the target model's trunk, and the seconds in trunk and head."""
     meter, starts = _Meter(), []
+    device = model.device  # asked once: the search for it would count as the decoder's time
 
     def before(*_):
-        starts.append(clock(model.device))
+        starts.append(clock(device))
 
     def after(module, *_):
-        meter.seconds += clock(model.device) - starts.pop()
+        meter.seconds += clock(device) - starts.pop()
         meter.forwards += module is trunk
 
     trunk, head = model.get_decoder(), model.get_output_embeddings()
