@@ -17,7 +17,7 @@ def locked(field: str, path: Path) -> Iterator[None]:
     """Hold the lock of ``path``, which a kill releases; raises ValueError if another run holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=0):
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
             yield
     except Timeout:
         raise ValueError(

@@ -191,9 +191,11 @@ def test_a_lock_ends_with_its_process_even_if_that_is_killed(tmp_path):
     path = tmp_path / "own.jsonl"
     code = (
         "import sys; from filelock import FileLock\n"
-        "with FileLock(sys.argv[1] + '.lock'): print('held', flush=True); sys.stdin.read()"
+        "with FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".own.jsonl.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == b"held\n"
     with pytest.raises(ValueError, match="is being written by another run"):
         with locked("output", path):
