@@ -106,7 +106,8 @@ def run(
 ) -> Run:
     """Continue the tokens ``prompt`` with ``decoder``, or with the model's own ``generate`` where it is None."""
     import torch
-    from decoding.inputs.loading import one_sentence
+
+    from decoding.forward.loading import one_sentence
 
     rows = model.get_input_embeddings().num_embeddings
     if max(prompt, default=0) >= rows:

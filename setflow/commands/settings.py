@@ -115,14 +115,14 @@ class Opened:
 
     def encode(self, prompt: str) -> list[int]:
         """Tokens of a text; raises ValueError where the tokenizer is at fault."""
-        from decoding.inputs.loading import one_sentence
+        from decoding.forward.loading import one_sentence
 
         with one_sentence(f"the tokenizer of {self.name!r}", "used"):
             return self.tokenizer(prompt)["input_ids"]
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Tokens of a conversation up to the next answer; raises ValueError where the chat template is at fault."""
-        from decoding.inputs.loading import one_sentence
+        from decoding.forward.loading import one_sentence
 
         with one_sentence(f"the chat template of {self.name!r}", "used"):
             return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
