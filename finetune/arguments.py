@@ -10,7 +10,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.utils import is_torch_xla_available
 
-from decoding.inputs.checks import check_count
+from decoding.inputs.checks import check_count, check_type
 from finetune.processes import note
 
 UNCOLLECTED = "has no effect: predictions are not collected, evaluation measures losses"
@@ -53,6 +53,7 @@ REFUSED = {
     "do_predict": COMMAND,
     "resume_from_checkpoint": COMMAND,
 }
+COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 IN_BACKWARD = ("lomo", "adalomo")
 BY_LENGTH = ("group_by_length", "batch_rebalance")
@@ -74,6 +75,9 @@ def check_arguments(recipe) -> None:
             raise ValueError(f"unknown key 'training.{name}'" + (f", did you mean {near[0]!r}?" if near else ""))
         if name in REFUSED and value != defaults[name]:
             raise ValueError(f"training.{name} {REFUSED[name]}")
+    for field in dataclasses.fields(TrainingArguments):
+        if field.name in settings and field.name not in ("max_steps", "seed", "data_seed", *COUNTS):
+            check_type(f"training.{field.name}", settings[field.name], field.type)
     if recipe.tuning.kind == "gated":
         for name in ("gradient_checkpointing", "activation_checkpointing"):
             if settings.get(name):
@@ -86,7 +90,7 @@ def check_arguments(recipe) -> None:
     for name in ("seed", "data_seed"):
         if settings.get(name) is not None:
             check_count(f"training.{name}", settings[name], 0, 2**32 - 1)
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+    for name in COUNTS:
         if name in settings:
             check_count(f"training.{name}", settings[name])
     if settings.get("train_sampling_strategy") in BY_LENGTH:

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from transformers import PretrainedConfig, TrainingArguments
 
 from decoding import Objective, decoder_from_spec
 from decoding.forward import tiles
-from decoding.inputs.checks import check_choice, check_count, check_range
+from decoding.inputs.checks import check_choice, check_count, check_range, check_type
 from decoding.training.new_mask_token import MASK_INITS
 from finetune.arguments import check_arguments, training_arguments
 from finetune.measure import Measure
@@ -76,6 +76,8 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        for name, kind in get_type_hints(Recipe).items():
+            check_type(name, getattr(self, name), kind)
         check_objective(self.objective)
         check_choice("mask_init", self.mask_init, MASK_INITS)
         check_choice("save_dtype", self.save_dtype, DTYPES)
@@ -195,8 +197,12 @@ def _typed(key: str, kind: type, values):
     known = [f.name for f in dataclasses.fields(kind)]
     if not isinstance(values, Mapping):
         values = {known[0]: values}
-    for name in values:
+    values, hints = dict(values), get_type_hints(kind)
+    for name, value in values.items():
         check_known(f"{key}.{name}", name, known)
+        if get_origin(hints[name]) is tuple and isinstance(value, str):
+            values[name] = (value,)
+        check_type(f"{key}.{name}", values[name], hints[name])
     try:
         return kind(**values)
     except TypeError as error:

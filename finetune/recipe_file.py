@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
+from decoding.inputs.checks import check_type
 from decoding.inputs.signatures import signature_of
 from decoding.inputs.source import check_source
 from decoding.inputs.spec import check_spec
 
 RECIPES = Path(__file__).parent / "recipes"
+MOST_VALUES = 10_000  # in a recipe
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,10 +44,7 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
     ``training.learning_rate=1e-4`` reaches into a mapping. Raises ValueError for a key that no recipe has.
     """
     path = find_recipe(name)
-    try:
-        values = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {str(path)!r} is not YAML: {error}") from None
+    values = _parsed(f"recipe {str(path)!r}", path.read_bytes())
     if not isinstance(values, dict):
         raise ValueError(f"recipe {str(path)!r} must be a mapping of keys to values")
     for override in overrides:
@@ -56,7 +55,9 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         target = values
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[last] = yaml.load(text, _Loader)
+            if not isinstance(target, dict):
+                raise ValueError(f"override {override!r}: {parent} is no mapping of names to values")
+        target[last] = _parsed(f"override {override!r}", text.encode())
     for name in values:
         check_known(name, name, signature_of("finetune.recipe", "Recipe").fields)
     if isinstance(values.get("decoder"), str):
@@ -64,9 +65,36 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
     return values
 
 
+def _parsed(named: str, text: bytes) -> Any:
+    """What a text of YAML holds; raises ValueError if that is no YAML, or more than a recipe can be meant to be."""
+    try:
+        values = yaml.load(text.decode(), _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{named} is no UTF-8 text: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{named} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{named} is not YAML: {error}") from None
+    if _count(values, {}) > MOST_VALUES:  # aliases of aliases
+        raise ValueError(f"{named} stands for more than {MOST_VALUES:,} values")
+    return values
+
+
+def _count(values: Any, known: dict[int, int]) -> int:
+    """How many values there are, those behind an alias at each of its places; one that holds itself has no end."""
+    if not isinstance(values, dict | list):
+        return 1
+    if id(values) not in known:
+        known[id(values)] = MOST_VALUES + 1  # for one that it meets inside itself
+        parts = [*values, *values.values()] if isinstance(values, dict) else values
+        known[id(values)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(values)]
+
+
 def check_sources(model: str | None, tokenizer: str | None, output: str) -> None:
     """Raise ValueError if there can be no such model or tokenizer; in ``output`` this run writes its own."""
     for key, source in (("tokenizer", tokenizer), ("model", model)):
+        check_type(key, source, str | None)
         if source is not None:
             check_source(source, named=f"{key}: the folder {source!r}", made_in=output)
 

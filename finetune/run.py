@@ -14,6 +14,7 @@ import transformers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -21,7 +22,7 @@ from transformers import (
 
 from decoding import NextTokenObjective, Objective, find_mask_token
 from decoding.forward.adapter import gated_adapter
-from decoding.forward.loading import load_tokenizer, load_weights
+from decoding.forward.loading import load_config, load_tokenizer, load_weights, one_sentence
 from decoding.forward.rope import context_length
 from decoding.training.new_mask_token import initialise_mask_token
 from finetune.card import write_card
@@ -78,13 +79,14 @@ class Run:
         """Read the data, load the model and make it ready to train."""
         transformers.set_seed(arguments.seed)
         tokenizer = load_tokenizer(recipe.tokenizer or recipe.model, field="tokenizer" if recipe.tokenizer else "model")
-        train_rows, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
-        model = _load_model(recipe, tokenizer, arguments)
-        context = context_length(model.config)
+        config = _config(recipe, tokenizer)
+        context = context_length(config)
         if context is not None and recipe.sequence_length > context:
             raise ValueError(
                 f"sequence_length must be from 1 to {context}, the context of the model, got {recipe.sequence_length}"
             )
+        train_rows, held_out = read_data(recipe, tokenizer, arguments.data_seed or arguments.seed)
+        model = _load_model(recipe, config, arguments)
         model.set_attn_implementation(recipe.attention_on(arguments.device, model.config))
         objective = recipe.build_objective()
         recipe.tuning.freeze(model)
@@ -215,7 +217,15 @@ def _machine(arguments: TrainingArguments) -> str:
     return ("" if count == 1 else f"{count} x ") + torch.cuda.get_device_name()
 
 
-def _load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments) -> PreTrainedModel:
+def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    if recipe.model is not None:
+        return load_config(recipe.model)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
+    with one_sentence("new_model", "made"):
+        return LlamaConfig(vocab_size=len(tokenizer), **ids, **recipe.new_model)
+
+
+def _load_model(recipe: Recipe, config: PretrainedConfig, arguments: TrainingArguments) -> PreTrainedModel:
     if recipe.model is not None:
         # Frozen weights need no more digits than they are computed with; those that are trained do.
         frozen = recipe.tuning.kind != "full" and arguments.mixed_precision == "bf16"
@@ -226,5 +236,5 @@ def _load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, arguments: T
                 f"{model.name_or_path!r}"
             )
         return model
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **recipe.new_model))
+    with one_sentence("new_model", "made"):
+        return LlamaForCausalLM(config)

@@ -13,7 +13,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
@@ -49,6 +56,13 @@ def load_tokenizer(source: str, trust_remote_code: bool = False, field: str = "m
     check_source(source, named=f"{field} {source!r}")
     with one_sentence(f"{field} {source!r}"):
         return AutoTokenizer.from_pretrained(located(source), trust_remote_code=trust_remote_code)
+
+
+def load_config(source: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration alone, that of the base model where ``source`` is an adapter."""
+    check_source(source)
+    with one_sentence(f"model {source!r}"):
+        return AutoConfig.from_pretrained(base_model_of(source), trust_remote_code=trust_remote_code)
 
 
 def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) -> PreTrainedModel:

@@ -1,10 +1,11 @@
 """Checks of values that users type: each raises a ValueError that names the field, the value and what is allowed."""
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import reduce
 from importlib import import_module
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 
 def check_choice(field: str, value: Any, allowed: Collection) -> None:
@@ -36,6 +37,39 @@ def check_count(field: str, value: Any, low: int = 1, high: int | None = None) -
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{field} must be a whole number {allowed}, got {value!r}")
+
+
+KINDS: dict[Any, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    Mapping: "a mapping of names to values",
+}
+
+
+def check_type(field: str, value: Any, annotation: Any) -> None:
+    """Raise unless ``value`` is what ``annotation`` says, as far as that is made of KINDS, None and tuples of texts.
+
+    A whole number is a number, and True is none.
+    """
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kinds = [get_origin(part) or part for part in parts]
+    names = [KINDS[kind] for kind in kinds if kind in KINDS]
+    if kinds == [tuple] and get_args(annotation) == (str, ...):
+        names, right = ["a list of texts"], isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    elif len(names) < sum(kind is not NoneType for kind in kinds):
+        return
+    else:
+        right = any(_is_kind(value, kind) for kind in kinds)
+    if not right:
+        raise ValueError(f"{field} must be {' or '.join(names)}, got {value!r}")
+
+
+def _is_kind(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def check_named(field: str, value: Any, allowed: Collection) -> None:
