@@ -4,7 +4,7 @@ decoder = SetBlockDecoder(block_size=16, rule=EntropyBound(0.1))
 model.generate(**inputs, max_new_tokens=256, custom_generate=decoder)
 """
 
-from decoding.rules import ConfidenceFactor, ConfidenceThreshold, EntropyBound, TopK
+from decoding import ConfidenceFactor, ConfidenceThreshold, EntropyBound, TopK
 from sbd.decoder import SetBlockDecoder
 from sbd.lossless.decoder import SelfSpeculativeDecoder
 from sbd.lossless.drafts import Draft, DraftSource

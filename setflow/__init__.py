@@ -7,6 +7,8 @@ holds the command line and a tiny model, so that everything can be tried on a ma
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from setflow.shadows import check_shadows
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +49,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_shadows()
     return getattr(import_module(_HOMES[name]), name)
 
 
@@ -63,6 +66,7 @@ def load_embedded(dtype: "torch.dtype | None" = None) -> "tuple[PreTrainedModel,
         prompt = tokenizer("478 + 395 = ?\\n", return_tensors="pt")
         ids = model.generate(**prompt, max_new_tokens=80, custom_generate=decoder_from_spec("sbd:block_size=16"))
     """
+    check_shadows()
     from setflow.loading import load_model
 
     return load_model("embedded", dtype)

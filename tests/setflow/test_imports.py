@@ -8,6 +8,7 @@ import pytest
 
 import decoding
 import setflow
+from setflow.shadows import PACKAGES, check_shadows
 
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "peft")
 
@@ -56,3 +57,32 @@ def test_a_decoder_keeps_its_arguments_however_it_was_imported():
     """What generate drops for a callable reaches every kind of decoder, also where a single module was imported."""
     wrapped = "assert transformers.GenerationMixin._extract_generation_mode_kwargs.__wrapped__"
     assert "torch" in loaded_by(f"import transformers, decoding.decoder\n{wrapped}")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_file_of_the_users_that_has_the_name_of_a_package_is_named(tmp_path, name):
+    place = tmp_path / name / "__init__.py" if name in ("eval", "dfm") else tmp_path / f"{name}.py"
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    sentence = f"{place} has the name of a package that setflow needs; rename it, or start Python in another folder"
+    command = [sys.executable, "-m", "setflow", "generate", "x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {sentence}\n")
+    script = tmp_path / "script.py"
+    for code in ("import setflow; setflow.load_embedded()", "from setflow import SetBlockDecoder"):
+        script.write_text(code)
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and done.stderr.endswith(f"ImportError: {sentence}\n")
+
+
+def test_other_packages_name_the_file_as_well(tmp_path):
+    """Python does, where a name is asked of a package."""
+    (tmp_path / "decoding.py").touch()
+    for code in ("from sbd import SetBlockDecoder", "from decoding import NextTokenDecoder"):
+        (tmp_path / "script.py").write_text(code)
+        done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and str(tmp_path / "decoding.py") in done.stderr.splitlines()[-1]
+
+
+def test_our_own_packages_shadow_nothing():
+    check_shadows()
