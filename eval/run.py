@@ -2,6 +2,7 @@
 
 import functools
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import lm_eval
+import lm_eval.evaluator
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -23,6 +25,15 @@ from eval.tasks import load_tasks
 
 # lm-eval writes it into every result; it takes seconds and does not change.
 _environment = functools.cache(collect_env.get_pretty_env_info)
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the working folder, which lm-eval writes into every result; None, and no word of git, outside one."""
+    try:
+        return subprocess.check_output(["git", "describe", "--always"], stderr=subprocess.DEVNULL, text=True).strip()
+    except (subprocess.CalledProcessError, OSError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,11 @@ def evaluate(
     for task in loaded if max_gen_toks else ():
         _cap(task, max_gen_toks, model.max_gen_toks)
     tracker = EvaluationTracker(output_path=str(output)) if output else None
-    with model.finished.writing(), mock.patch.object(collect_env, "get_pretty_env_info", _environment):
+    with (
+        model.finished.writing(),
+        mock.patch.object(collect_env, "get_pretty_env_info", _environment),
+        mock.patch.object(lm_eval.evaluator, "get_git_commit_hash", _commit),
+    ):
         results = lm_eval.simple_evaluate(
             model,
             model_args={key: str(value) for key, value in model.arguments.items()},

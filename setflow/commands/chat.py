@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from setflow.commands.settings import (
+    NO_TEXT,
     DecoderSpec,
     Dtype,
     MaxNewTokens,
@@ -15,6 +16,7 @@ from setflow.commands.settings import (
     Seed,
     Temperature,
     TrustRemoteCode,
+    check_text,
     make_settings,
     note,
     open_model,
@@ -62,6 +64,8 @@ def chat(
         except KeyboardInterrupt:
             note("\n" + HELP)
             continue
+        except UnicodeDecodeError:
+            line = NO_TEXT
         except EOFError:
             if sys.stdin.isatty():
                 note("")  # the shell's prompt gets a line of its own
@@ -97,6 +101,7 @@ class Session:
         asked = [*self.messages, {"role": "user", "content": text}]
         view = LiveView(self.opened.tokenizer, "", self.opened.mask_token_id)
         try:
+            check_text(text)
             run = self._answer(asked, view)
         except ValueError as error:
             note(f"error: {error}; /reset begins a new conversation")

@@ -81,7 +81,7 @@ def generate(
     else:
         note(_table(runs) if compare else _line(opened.spec, result))
         if compare and opened.spec != "ntp":
-            note(_difference(opened.spec, result, runs["ntp"], settings))
+            note(_difference(opened, result, runs["ntp"], settings))
 
 
 def _watch(
@@ -148,13 +148,20 @@ def _first_difference(run: "Run", other: "Run") -> int | None:
     return next((i for i, (a, b) in pairs if a != b), min(len(run.tokens), len(other.tokens)) + 1)
 
 
-def _difference(spec: str, run: "Run", reference: "Run", settings: "Settings") -> str:
+def _difference(opened: Opened, run: "Run", reference: "Run", settings: "Settings") -> str:
+    from sbd import SelfSpeculativeDecoder
+
     if settings.temperature > 0:
         return "text: sampled, so not compared; each decoder draws its own"
     place = _first_difference(run, reference)
     if place is None:
         return "text: the same as next-token decoding's"
-    return f"text: differs from next-token decoding's from token {place} on"
+    text = f"text: differs from next-token decoding's from token {place} on"
+    if isinstance(opened.decoder, SelfSpeculativeDecoder) and opened.dtype != "float32":
+        text += (
+            f"; {opened.dtype} rounds a forward of more rows otherwise, so that ties fall otherwise: see --dtype fp32"
+        )
+    return text
 
 
 def _report(

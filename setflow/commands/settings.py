@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from setflow.run import Settings
 
 _typed: ContextVar[str] = ContextVar("typed")  # the command that runs
+NO_TEXT = "\udcff"  # how Python shows a byte that is no UTF-8
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # each, or one of several as in cuda:1
 
@@ -89,11 +90,23 @@ def check_device(name: str | None) -> None:
 
 
 def read_prompt(prompt: str) -> str:
-    """What the argument ``prompt`` stands for; raises ValueError if that is nothing."""
-    prompt = sys.stdin.read() if prompt == "-" else prompt
+    """What the argument ``prompt`` stands for; raises ValueError if that is nothing, or no text."""
+    try:
+        prompt = sys.stdin.read() if prompt == "-" else prompt
+    except UnicodeDecodeError:
+        prompt = NO_TEXT
     if not prompt:
         raise ValueError("the prompt is empty: give some text to continue")
+    check_text(prompt)
     return prompt
+
+
+def check_text(prompt: str) -> None:
+    """Raise ValueError for bytes that are no UTF-8, which Python passes on as lone surrogates."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not UTF-8 text; convert it, for instance with iconv") from None
 
 
 def make_settings(max_new_tokens: int | None, temperature: float, seed: int | None) -> "Settings":

@@ -43,6 +43,17 @@ def test_scores_and_costs(setflow, roomy, tmp_path):
 
 
 @needs_lm_eval
+def test_no_word_of_git_outside_a_repository(setflow, roomy, tmp_path, monkeypatch):
+    from eval import run
+
+    run._commit.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = setflow("eval", "--model", roomy, "--tasks", "additions", "--limit", "1", "--max-gen-toks", "4")
+    assert code == 0 and "fatal" not in err and "git" not in err
+    run._commit.cache_clear()
+
+
+@needs_lm_eval
 def test_by_default_the_decoder_is_the_models_own(setflow, roomy):
     code, out, err = setflow("eval", "--model", roomy, "--tasks", "additions", "--limit", "1", "--max-gen-toks", "4")
     assert code == 0, err

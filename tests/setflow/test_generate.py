@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -207,3 +208,39 @@ def test_every_command_takes_a_model_with_stop_strings(setflow, stopping, tmp_pa
         monkeypatch.chdir(tmp_path)
     code, _, err = setflow(*arguments)
     assert code == 0 and "error: " not in err, err
+
+
+NO_UTF8 = {"latin-1": b"caf\xe9", "half a character": "\N{SNOWMAN}".encode()[:2], "utf-16": "ab".encode("utf-16")}
+
+
+@pytest.mark.parametrize("name", NO_UTF8)
+@pytest.mark.parametrize("errors", ["surrogateescape", "strict"])
+@pytest.mark.parametrize("command", ["generate", "trace", "chat"])
+def test_bytes_that_are_no_text(setflow, tiny, monkeypatch, name, errors, command):
+    """Whatever Python was told to do with them, which the locale decides."""
+    given = io.TextIOWrapper(io.BytesIO(NO_UTF8[name] + b"\n"), "utf-8", errors)
+    monkeypatch.setattr("sys.stdin", given)
+    monkeypatch.setattr("builtins.input", lambda prompt="": given.readline() or (_ for _ in ()).throw(EOFError))
+    commands = {"generate": ["generate", "-"], "trace": ["eval", "trace", "-"], "chat": ["chat"]}
+    code, out, err = setflow(*commands[command], "--model", tiny)
+    assert out == "" and "error: the prompt is not UTF-8 text" in err and "Traceback" not in err
+    assert code == (0 if command == "chat" else 2)
+
+
+def test_an_argument_that_is_no_text(setflow, tiny):
+    code, _, err = setflow("generate", os.fsdecode(b"caf\xe9"), "--model", tiny)
+    assert code == 2 and err == "error: the prompt is not UTF-8 text; convert it, for instance with iconv\n"
+
+
+def test_a_comparison_in_bf16_gives_the_reason(setflow, tiny, monkeypatch):
+    from setflow.commands import generate
+
+    monkeypatch.setattr(generate, "_first_difference", lambda run, other: 6)  # such ties are rare
+    said = {}
+    for dtype in ("bf16", "fp32"):
+        for spec in ("sbd-lossless:block_size=4", "sbd:block_size=4"):
+            arguments = ("--decoder", spec, "--dtype", dtype, "--max-new-tokens", "4", "--compare")
+            said[dtype, spec[:6]] = setflow("generate", PROMPT, "--model", tiny, *arguments)[2].splitlines()[-1]
+    reason = "bfloat16 rounds a forward of more rows otherwise"
+    assert {key for key, line in said.items() if reason in line} == {("bf16", "sbd-lo")}
+    assert all("from token 6 on" in line for line in said.values())
