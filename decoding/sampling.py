@@ -3,7 +3,7 @@
 Shapes: N rows, V vocabulary. All decisions are made in float32, draws in float64.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,23 +87,21 @@ class LogitsPipeline:
 
     def check_stateless(self, decoder_name: str, vocab_size: int) -> None:
         """Raise ValueError if a processor keeps a state, which must not be asked about text that may change."""
-        for processor in self.processors:
-            if is_foreign(processor) and keeps_state(processor, vocab_size):
-                raise ValueError(
-                    f"{decoder_name} cannot honour {_named(processor)}, which keeps a state from token to token; "
-                    f"NextTokenDecoder can"
-                )
+        for _, processor in self._with_state(vocab_size):
+            raise ValueError(
+                f"{decoder_name} cannot honour {_named(processor)}, which keeps a state from token to token; "
+                f"NextTokenDecoder can"
+            )
 
     def follow_drafts(self, decoder_name: str, vocab_size: int) -> None:
         """Give every sequence copies of the processors that keep a state; ValueError for one that cannot be copied."""
-        for place, processor in enumerate(self.processors):
-            if is_foreign(processor) and keeps_state(processor, vocab_size):
-                if not can_be_copied(processor, vocab_size, self.batch_size):
-                    raise ValueError(
-                        f"{decoder_name} cannot honour {_named(processor)}: it keeps a state from token to token and "
-                        f"cannot be copied, so rejected drafts could not be taken back; NextTokenDecoder can"
-                    )
-                self.copies[place] = ProcessorCopies(processor)
+        for place, processor in self._with_state(vocab_size):
+            if not can_be_copied(processor, vocab_size, self.batch_size):
+                raise ValueError(
+                    f"{decoder_name} cannot honour {_named(processor)}: it keeps a state from token to token and "
+                    f"cannot be copied, so rejected drafts could not be taken back; NextTokenDecoder can"
+                )
+            self.copies[place] = ProcessorCopies(processor)
 
     def commit(self, index: int, count: int) -> None:
         """The first ``count`` rows of sequence ``index`` that were last processed became tokens."""
@@ -168,6 +166,12 @@ class LogitsPipeline:
         if not self.do_sample:
             return likeliest(scores)
         return draw(scores.softmax(-1), generators)
+
+    def _with_state(self, vocab_size: int) -> Iterator[tuple[int, LogitsProcessor]]:
+        """The processors that keep a state, with their places."""
+        for place, processor in enumerate(self.processors):
+            if is_foreign(processor) and keeps_state(processor, vocab_size):
+                yield place, processor
 
     def _forbid(self, logits: Tensor) -> None:
         if self.forbidden is not None:
