@@ -105,9 +105,8 @@ class SelfSpeculativeDecoder(Decoder):
             state.checked = causal[len(sequence.pending) - 1 :]
             slot, state.blocks = t + drafts, {}
             for a in provided:
-                if (
-                    sequence.room - (a + 1) >= 2
-                ):  # else nothing is left to draft behind a drafts and the token after them
+                # With less room nothing is left to draft behind a drafts and the token after them.
+                if sequence.room - (a + 1) >= 2:
                     state.blocks[a] = rows.add_block(batch.masks(self.block_size), t + a, slot)
                     slot += self.block_size
             lists.append(rows)
