@@ -102,7 +102,8 @@ def test_messages_show_control_characters(setflow):
 @pytest.mark.parametrize("text", [EVIL, "\x00\x01", "\ufffe\uffff", "]]>&<\x0c\"'", GOOD])
 def test_pictures_are_xml(text):
     lines = list(trace_lines([text, "b", text], [1, 2, 1], 40))
-    minidom.parseString(trace_svg(text, lines, 40).encode())
+    picture = minidom.parseString(trace_svg(text, lines, 40).encode())
+    assert picture.documentElement.tagName == "svg"
 
 
 @pytest.mark.parametrize("terminals", [False, True])
