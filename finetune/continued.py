@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from decoding.inputs.jsonl import BOM, parse
+from finetune.checkpoints import write_json
 
 
 @contextmanager
@@ -72,6 +73,4 @@ def kept_settings(path: Path) -> dict[str, Any] | None:
 
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write ``settings`` beside ``path``, whole or not at all."""
-    scratch = Path(f"{settings_file(path)}.tmp")
-    scratch.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(settings_file(path))
+    write_json(settings_file(path), settings)
