@@ -3,13 +3,14 @@
 lm-eval's own index reads all of its 14,000 files as YAML, which takes ten seconds; a look for a few keys takes half a one.
 """
 
-import difflib
 import functools
 import importlib.util
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from decoding.inputs.checks import did_you_mean
 
 OWN = ("mbpp_all", "mbpp_sanitized", "mbpp_sanitized_all", "mbpp_plus_tests", "additions", "next_statement")
 # A key at the start of a line, and its value: in the same line, or the items of a list below it.
@@ -43,8 +44,7 @@ def find_definition(name: str) -> Path:
     """The YAML file that defines lm-eval's task ``name``."""
     tasks, groups = _index()
     if name not in tasks:
-        near = difflib.get_close_matches(name, [*OWN, *tasks, *groups], n=1)
-        guess = f", did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(name, [*OWN, *tasks, *groups])
         raise ValueError(f"task must be one of ours, or a task or group of lm-eval, got {name!r}{guess}")
     return tasks[name]
 

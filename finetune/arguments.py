@@ -1,7 +1,6 @@
 """The ``training`` key of a recipe: which settings of transformers' Trainer these runs honour, and how they compute."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers.utils import is_torch_xla_available
 
 from decoding.inputs.checks import check_count, check_type
 from finetune.processes import note
+from finetune.recipe_file import check_known
 
 UNCOLLECTED = "has no effect: predictions are not collected, evaluation measures losses"
 HUB = "has no effect: nothing is sent to the hub; upload the output folder when the run is finished"
@@ -70,9 +70,7 @@ def check_arguments(recipe) -> None:
         raise ValueError(f"training must be a mapping of names to values, got {settings!r}")
     defaults = {field.name: _default(field) for field in dataclasses.fields(TrainingArguments)}
     for name, value in settings.items():
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, n=1)
-            raise ValueError(f"unknown key 'training.{name}'" + (f", did you mean {near[0]!r}?" if near else ""))
+        check_known(f"training.{name}", name, defaults)
         if name in REFUSED and value != defaults[name]:
             raise ValueError(f"training.{name} {REFUSED[name]}")
     for field in dataclasses.fields(TrainingArguments):

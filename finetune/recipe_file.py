@@ -1,6 +1,5 @@
 """The YAML file of a recipe: where it is, what is in it, and whether its keys are known; read without torch."""
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from decoding.inputs.checks import check_type
+from decoding.inputs.checks import check_type, did_you_mean
 from decoding.inputs.signatures import signature_of
 from decoding.inputs.source import check_source
 from decoding.inputs.spec import check_spec
@@ -32,8 +31,7 @@ def find_recipe(name: str | Path) -> Path:
         return Path(name)
     packaged = {path.stem: path for path in RECIPES.glob("*.yaml")}
     if str(name) not in packaged:
-        near = difflib.get_close_matches(str(name), packaged, n=1)
-        guess = f", did you mean {near[0]!r}?" if near else f"; those are {', '.join(sorted(packaged))}"
+        guess = did_you_mean(name, packaged) or f"; those are {', '.join(sorted(packaged))}"
         raise ValueError(f"recipe {str(name)!r} is no file and no packaged recipe{guess}")
     return packaged[str(name)]
 
@@ -102,5 +100,4 @@ def check_sources(model: str | None, tokenizer: str | None, output: str) -> None
 def check_known(shown: str, name: str, known: Iterable[str]) -> None:
     """Raise ValueError, with the nearest known name, unless ``name`` is known; ``shown`` is what the message calls it."""
     if name not in known:
-        near = difflib.get_close_matches(str(name), list(known), n=1)
-        raise ValueError(f"unknown key {shown!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(f"unknown key {shown!r}{did_you_mean(name, known)}")

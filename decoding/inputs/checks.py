@@ -1,7 +1,8 @@
 """Checks of values that users type: each raises a ValueError that names the field, the value and what is allowed."""
 
+import difflib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from importlib import import_module
 from types import NoneType, UnionType
@@ -77,6 +78,16 @@ def check_named(field: str, value: Any, allowed: Collection) -> None:
     for name in value.split("+") if isinstance(value, str) else [] if callable(value) else [value]:
         if not (isinstance(name, str) and ":" in name):
             check_choice(field, name, allowed)
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about the unknown ``name``: the nearest known one, nothing if none is near.
+
+    >>> did_you_mean("blok_size", ["block_size", "rule"])
+    ", did you mean 'block_size'?"
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def named_object(field: str, name: str) -> Any:

@@ -7,11 +7,10 @@ What is one's own is named by where it is, ``module:Class``: a decoder (``module
 
 import ast
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from decoding.inputs.checks import check_choice, named_object
+from decoding.inputs.checks import check_choice, did_you_mean, named_object
 from decoding.inputs.signatures import signature_of
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tupl
         place, preset, text, name = (name, own), {}, rest, f"{name}:{own}"
     else:
         names = ", ".join(DECODERS)
-        raise ValueError(f"unknown decoder {name!r}{_nearest(name, DECODERS)}; known are {names}, or module:Class")
+        raise ValueError(f"unknown decoder {name!r}{did_you_mean(name, DECODERS)}; known are {names}, or module:Class")
     values = dict(preset)
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
@@ -123,7 +122,8 @@ def parse_spec(spec: str, fields_of: Callable[[Place], tuple[str, ...]]) -> tupl
         if key not in plain | of_rules:
             takes = sorted(plain | of_rules)
             raise ValueError(
-                f"decoder spec {spec!r}: unknown key {key!r}{_nearest(key, takes)}; {name} takes {', '.join(takes) or 'none'}"
+                f"decoder spec {spec!r}: unknown key {key!r}{did_you_mean(key, takes)}; "
+                f"{name} takes {', '.join(takes) or 'none'}"
             )
     of_rule = {key: values.pop(key) for key in list(values) if key in of_rules}
     if of_rule:
@@ -192,8 +192,3 @@ def _parse(text: str) -> Any:
         except ValueError:
             pass
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
