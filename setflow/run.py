@@ -109,7 +109,7 @@ def run(
 
     from decoding.forward.loading import one_sentence
 
-    rows = model.get_input_embeddings().num_embeddings
+    rows = model.get_input_embeddings().weight.shape[0]
     if max(prompt, default=0) >= rows:
         raise ValueError(f"the tokenizer does not fit the model: it gives token {max(prompt)}, the model has {rows}")
     arguments = {"do_sample": False}

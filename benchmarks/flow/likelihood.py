@@ -83,7 +83,7 @@ def likelihood_bound(
     if getattr(model.config, "flow", None) is None or traits.block_sizes is not None:
         raise ValueError("model must be one that was trained with the dfm objective on whole texts")
     source = traits.make_source(
-        model.get_input_embeddings().num_embeddings, getattr(model.generation_config, "mask_token_id", None)
+        model.get_input_embeddings().weight.shape[0], getattr(model.generation_config, "mask_token_id", None)
     )
     # With kappa = t times are levels; the bound is the same for every scheduler.
     path = MixturePath(source, PowerScheduler())

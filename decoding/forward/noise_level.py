@@ -48,7 +48,7 @@ def add_noise_level_rows(model) -> None:
     """Give ``model`` the rows of the level, zero; harmless if it has them. Adapters must be added after that."""
     if getattr(model.config, "noise_level_rows", 0):
         return
-    first = model.get_input_embeddings().num_embeddings
+    first = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(first + ROWS, mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[first:] = 0

@@ -22,12 +22,12 @@ def choose_mask_token(model, tokenizer, wanted: int | None = None) -> int:
     enlarged: in place of a new token comes, with a warning, the unknown or the padding token, or that of a byte which no
     UTF-8 text has. Raises ValueError if there is none of them.
     """
-    rows = model.get_input_embeddings().num_embeddings
+    rows = model.get_input_embeddings().weight.shape[0]
     known = [wanted, *(getattr(c, "mask_token_id", None) for c in (model.generation_config, model.config, tokenizer))]
     mask_id = next((i for i in known if i is not None), None)
     if mask_id is None:
         mask_id = _unused(model, tokenizer, rows)
-    if not 0 <= mask_id < model.get_input_embeddings().num_embeddings:
+    if not 0 <= mask_id < model.get_input_embeddings().weight.shape[0]:
         raise ValueError(f"mask_token_id must be a whole number from 0 to {rows - 1}, got {mask_id!r}")
     model.generation_config.mask_token_id = mask_id
     return mask_id

@@ -126,7 +126,7 @@ def test_one_source_needs_no_list(recipe_path, key, value, path):
         ((), r"data must name files or data sets, got \(\)"),
         (5, "data must name files or data sets, got 5"),
         (None, "data must name files or data sets, got None"),
-        ((3,), "data.path must be a file or the name of a data set, got 3"),
+        ((3,), "data.path must be a text, got 3"),
         (("",), "data.path must be a file .*, got ''"),
         (({"weight": 2},), "data: .*'path'"),
         (({"path": "a.jsonl", "weight": float("inf")},), "data.weight must be a number in .*, got inf"),
