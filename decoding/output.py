@@ -57,8 +57,9 @@ class DecodeOutput(ModelOutput):
     new_tokens: [B] number of new tokens, without padding.
     trace: for each sequence, the forward (1, 2, ...) that decided each new token.
     logprobs: [B, T] exact next-token log-probabilities in nats of the new tokens, at temperature 1 and before any
-        processor; nan behind the end. A ResampleDecoder gives those of the law that each token was last drawn from, be it
-        the next-token or the previous-token law. None unless asked for with ``output_logprobs=True``.
+        processor; nan behind the end. A ResampleDecoder gives those of the distribution that each token was last
+        drawn from, be it the next-token or the previous-token distribution. None unless asked for
+        with ``output_logprobs=True``.
     acceptance_lengths: for each sequence, how many tokens of each verified draft were accepted; None where nothing drafts.
     revisions: for each sequence, how often each new token was replaced before it became final; None where nothing is.
     past_key_values: the SlotCache that was passed, with the keys and values of all tokens but the last.

@@ -82,7 +82,9 @@ def check_request(
     if prepared.get("synced_gpus"):
         raise ValueError(f"{name} does not support synced_gpus=True; gather the parameters before generating")
     if output_logprobs and not gives_logprobs:
-        raise ValueError(f"{name} does not compute next-token laws, so output_logprobs=True cannot be honoured")
+        raise ValueError(
+            f"{name} does not compute next-token distributions, so output_logprobs=True cannot be honoured"
+        )
 
 
 def check_positions(position_ids: Tensor | None, input_ids: Tensor, attention_mask: Tensor | None) -> None:

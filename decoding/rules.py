@@ -60,8 +60,9 @@ class EntropyBound(RevealRule):
     the dependence between the tokens revealed together. 0 reveals one token per forward (more only where entropies
     are exactly 0 in floating point, which ``max_reveal=1`` excludes), infinity the whole block.
 
-    Beside a row in ``first``, whose law is exact, the bound is on the sum(H) of all others: by the chain rule this bounds
-    the dependence as well, and no guess is free. (Else one dear guess would ride along with every certain exact token.)
+    Beside a row in ``first``, whose distribution is exact, the bound is on the sum(H) of all others: by the chain
+    rule this bounds the dependence as well, and no guess is free. (Else one dear guess would ride along with every
+    certain exact token.)
     """
 
     entropy_bound: float = 0.1
@@ -89,7 +90,7 @@ class EntropyBound(RevealRule):
 
 @dataclass(frozen=True)
 class ConfidenceThreshold(RevealRule):
-    """Reveal every token whose law has a probability above ``confidence_threshold`` (Fast-dLLM, arXiv 2505.22618)."""
+    """Reveal every token whose distribution has a probability above ``confidence_threshold`` (Fast-dLLM, arXiv 2505.22618)."""
 
     confidence_threshold: float = 0.9
     max_reveal: int | None = None

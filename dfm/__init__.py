@@ -1,10 +1,11 @@
 """Discrete flow matching: text from noise in few steps (arXiv 2407.15595).
 
 Time runs from 0 (source) to 1 (data). A *source* says what noise is, a *scheduler* how much of the text is data at time
-t, a *path* joins both to a law for the noisy text X_t (``dfm.paths``). A network learns the *posterior* p_1t: the law of
-each clean token given X_t. From it a *velocity* (rates of jumping) or a *kernel* (a finite step) moves X_t forward
-(``dfm.rates``), and a *sampler* makes a whole text of such steps (``dfm.sampling``, ``dfm.samplers``). FlowDecoder runs
-samplers on a language model, FlowObjective trains one for them; all else is pure functions of tensors.
+t, a *path* joins both to a distribution for the noisy text X_t (``dfm.paths``). A network learns the *posterior*
+p_1t: the distribution of each clean token given X_t. From it a *velocity* (rates of jumping) or a *kernel* (a finite
+step) moves X_t forward (``dfm.rates``), and a *sampler* makes a whole text of such steps (``dfm.sampling``,
+``dfm.samplers``). FlowDecoder runs samplers on a language model, FlowObjective trains one for them; all else is pure
+functions of tensors.
 
     source = MaskSource(vocab_size, mask_id)
     path = MixturePath(source, CosineScheduler())

@@ -208,15 +208,15 @@ class FlowDecoder(Decoder):
         where = group.state.free if query.only is None else query.only
         unknown = where & query.masked if self.path == "mask" and query.carry_over else where
         unknown = group.among_present(unknown)
-        law = self._laws(batch, step, group, unknown)
-        if query.only is not None and len(law) == int(where.sum()):
-            return law
-        every = delta(query.x, law.shape[-1], law)
-        every[unknown] = law
+        distribution = self._distributions(batch, step, group, unknown)
+        if query.only is not None and len(distribution) == int(where.sum()):
+            return distribution
+        every = delta(query.x, distribution.shape[-1], distribution)
+        every[unknown] = distribution
         return every if query.only is None else every[where]
 
-    def _laws(self, batch: Batch, step: Step, group: Group, where: Tensor) -> Tensor:
-        """The processed laws [N, V] of the tokens ``where`` [B, L] bool."""
+    def _distributions(self, batch: Batch, step: Step, group: Group, where: Tensor) -> Tensor:
+        """The processed distributions [N, V] of the tokens ``where`` [B, L] bool."""
         run: FlowRun = batch.state.run
         vocabulary, excluded = run.path.source.vocab_size, list(run.traits.excluded)
         asked = [(group.sequences[row], offset) for row, offset in where.nonzero().tolist()]

@@ -12,7 +12,7 @@ from torch import Tensor
 from decoding.forward.transfer import to_device
 from decoding.sampling import inverse_cdf
 
-NUMBERS_AT_ONCE = 2**21  # drawing takes float64 copies of laws, of so many numbers at a time
+NUMBERS_AT_ONCE = 2**21  # drawing takes float64 copies of distributions, of so many numbers at a time
 
 
 class Draws:
@@ -29,21 +29,21 @@ class Draws:
         """A sequence for each seed."""
         return cls([torch.Generator().manual_seed(seed) for seed in seeds])
 
-    def categorical(self, law: Tensor, where: Tensor) -> Tensor:
-        """Tokens [B, L] from ``law`` [B, L, V] at the positions ``where`` [B, L] bool, 0 elsewhere.
+    def categorical(self, distribution: Tensor, where: Tensor) -> Tensor:
+        """Tokens [B, L] from ``distribution`` [B, L, V] at the positions ``where`` [B, L] bool, 0 elsewhere.
 
         Inverse CDF in float64: in float32 the tail of a large vocabulary is lost, which acts like a lower temperature
         (arXiv 2409.02908).
         """
-        return self.rows(law.flatten(0, 1) if where.all() else law[where], where)
+        return self.rows(distribution.flatten(0, 1) if where.all() else distribution[where], where)
 
-    def rows(self, law: Tensor, where: Tensor) -> Tensor:
-        """As ``categorical``, with the law [N, V] of the positions ``where`` alone, in their order."""
-        uniform, size = self._numbers(where), max(1, NUMBERS_AT_ONCE // law.shape[-1])
-        if len(law) <= size:
-            tokens = inverse_cdf(law, uniform)
+    def rows(self, distribution: Tensor, where: Tensor) -> Tensor:
+        """As ``categorical``, with the distribution [N, V] of the positions ``where`` alone, in their order."""
+        uniform, size = self._numbers(where), max(1, NUMBERS_AT_ONCE // distribution.shape[-1])
+        if len(distribution) <= size:
+            tokens = inverse_cdf(distribution, uniform)
         else:
-            parts = zip(law.split(size), uniform.split(size), strict=True)
+            parts = zip(distribution.split(size), uniform.split(size), strict=True)
             tokens = torch.cat([inverse_cdf(*part) for part in parts])
         return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter_(where, tokens)
 
@@ -51,11 +51,11 @@ class Draws:
         """bool [B, L]: true with ``probability`` [B] at the positions ``where`` [B, L] bool, false elsewhere."""
         return (self.uniform(where) < probability[:, None]) & where
 
-    def unigram(self, law: Tensor, where: Tensor) -> Tensor:
-        """Tokens [B, L] from one law [V] for all positions ``where`` [B, L] bool, 0 elsewhere."""
-        cumulative = law.double().cumsum(0)
+    def unigram(self, distribution: Tensor, where: Tensor) -> Tensor:
+        """Tokens [B, L] from one distribution [V] for all positions ``where`` [B, L] bool, 0 elsewhere."""
+        cumulative = distribution.double().cumsum(0)
         tokens = torch.searchsorted(cumulative, self.uniform(where) * cumulative[-1], right=True)
-        return torch.where(where, tokens.clamp_max(len(law) - 1), 0)
+        return torch.where(where, tokens.clamp_max(len(distribution) - 1), 0)
 
     def uniform(self, where: Tensor) -> Tensor:
         """float64 [B, L] in [0, 1) at the positions ``where`` [B, L] bool, 0 elsewhere."""
@@ -64,8 +64,8 @@ class Draws:
 
     def pick(self, where: Tensor) -> Tensor:
         """One-hot bool [B, L]: in each sequence one of the positions ``where``, uniformly; none if there is none."""
-        law = (where / where.sum(-1, keepdim=True).clamp_min(1))[:, None]
-        index = self.categorical(law, where.any(-1, keepdim=True))
+        distribution = (where / where.sum(-1, keepdim=True).clamp_min(1))[:, None]
+        index = self.categorical(distribution, where.any(-1, keepdim=True))
         return torch.zeros_like(where).scatter(-1, index, True) & where
 
     def _numbers(self, where: Tensor) -> Tensor:
@@ -79,10 +79,12 @@ class Draws:
 
 
 class LikeliestDraws(Draws):
-    """Takes the likeliest token wherever one is drawn from a law; places and times are still drawn."""
+    """Takes the likeliest token wherever one is drawn from a distribution; places and times are still drawn."""
 
-    def rows(self, law: Tensor, where: Tensor) -> Tensor:
-        return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter(where, law.argmax(-1))
+    def rows(self, distribution: Tensor, where: Tensor) -> Tensor:
+        return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter(
+            where, distribution.argmax(-1)
+        )
 
     def pick(self, where: Tensor) -> Tensor:
         return Draws(self.generators).pick(where)
@@ -98,8 +100,8 @@ class BatchDraws(Draws):
         values = torch.rand(where.shape, generator=self.generator, dtype=torch.float64).to(where.device)
         return torch.where(where, values, 0)
 
-    def rows(self, law: Tensor, where: Tensor) -> Tensor:
-        cumulative = law.double().cumsum(-1)
+    def rows(self, distribution: Tensor, where: Tensor) -> Tensor:
+        cumulative = distribution.double().cumsum(-1)
         threshold = self.uniform(where)[where][:, None] * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_max(law.shape[-1] - 1)
+        drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_max(distribution.shape[-1] - 1)
         return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter(where, drawn)

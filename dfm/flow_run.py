@@ -29,7 +29,7 @@ class FlowRun:
 def make_draws(sampler: Sampler, generators: Sequence[torch.Generator], greedy: bool) -> Draws:
     """The random numbers of sequences that ``sampler`` works on.
 
-    ``greedy`` laws are those of the likeliest token. A sampler that ranks positions needs their laws as they are: then it
-    is the draws that take the likeliest token.
+    ``greedy`` distributions are those of the likeliest token. A sampler that ranks positions needs their
+    distributions as they are: then it is the draws that take the likeliest token.
     """
     return LikeliestDraws(generators) if greedy and sampler.ranks_positions else Draws(generators)

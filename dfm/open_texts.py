@@ -19,7 +19,7 @@ from dfm.draws import Draws
 from dfm.flow_run import FlowRun, make_draws
 from dfm.sampling.state import FlowState, Query, Sampler, Step
 
-ROWS_AT_ONCE = 1024  # tokens of a group, whose laws over the vocabulary are held at the same time
+ROWS_AT_ONCE = 1024  # tokens of a group, whose distributions over the vocabulary are held at the same time
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Group:
         self.query = next(self.step)
 
     def answer(self, p1: Tensor) -> None:
-        """Give the running step the law that it asked for; afterwards it asks again or is over."""
+        """Give the running step the distribution that it asked for; afterwards it asks again or is over."""
         state = self.state
         assert self.step is not None
         x, masked = state.x, state.masked

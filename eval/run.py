@@ -123,7 +123,9 @@ def evaluate(
 
 
 def sampling(temperature: float) -> dict[str, Any]:
-    """Generation settings for sampling from the plain law, without cuts of a generation config; 0 leaves a task's own."""
+    """Generation settings for sampling from the plain distribution, without cuts of a generation config; 0 leaves a
+    task's own.
+    """
     return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
 
 

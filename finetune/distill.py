@@ -32,7 +32,7 @@ class Distillation:
         ``text``, of which the first ``prompt_tokens`` tokens are taken; or the columns of alpaca or sharegpt, as
         ``finetune.documents.Encoder`` has them. None samples whole texts from the BOS token on.
     samples: number of texts. batch_size: texts at once. max_new_tokens: per text.
-    temperature: 1 samples the model's own law, 0 is greedy. seed: together with a text's number it decides the batch.
+    temperature: 1 samples the model's own distribution, 0 is greedy. seed: together with a text's number it decides the batch.
     """
 
     model: str
@@ -180,11 +180,11 @@ def _vllm(settings: Distillation) -> Generator:
     engine = LLM(model=weights_of(settings.model))
 
     def generate(prompts: list[list[int]], seed: int) -> list[list[int]]:
-        laws = [
+        distributions = [
             SamplingParams(temperature=settings.temperature, max_tokens=settings.max_new_tokens, seed=seed + i)
             for i in range(len(prompts))  # of one seed, equal prompts would get equal texts
         ]
-        outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], laws, use_tqdm=False)
+        outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], distributions, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     return generate
@@ -204,7 +204,7 @@ def _transformers(settings: Distillation) -> Generator:
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         sampled = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
-        law = sampled if settings.temperature > 0 else {"do_sample": False}
+        distribution = sampled if settings.temperature > 0 else {"do_sample": False}
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -212,7 +212,7 @@ def _transformers(settings: Distillation) -> Generator:
             eos_token_id=sorted(stops),
             stop_strings=None,  # those of a generation config are for users; texts end where the model ends them
             pad_token_id=pad,
-            **law,
+            **distribution,
         )
         return [until_stop(row[width:].tolist(), stops) for row in out]
 

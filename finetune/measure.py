@@ -13,7 +13,7 @@ from decoding.training.blocks import BlockGrid
 from decoding.training.copies import run_copies
 from decoding.training.packed import Packing, find_loss_mask
 
-CHUNK = 512  # rows whose laws are held at once
+CHUNK = 512  # rows whose distributions are held at once
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def objective_losses(model, objective: Objective, batches: list[dict[str, Tensor
 def acceptance_by_offset(model, batches: list[dict[str, Tensor]], block_size: int) -> list[float]:
     """1 - TV(p, q) for each offset in a whole masked block: how often speculative sampling accepts the draft there.
 
-    p is the next-token law of a token and q the law of its mask row, both without the mask token, at temperature 1.
-    Returns ``block_size`` numbers between 0 and 1; the mean over the targets that have a token before them.
+    p is the next-token distribution of a token and q the distribution of its mask row, both without the mask token,
+    at temperature 1. Returns ``block_size`` numbers between 0 and 1; the mean over the targets that have a token before them.
     """
     mask_id, head = find_mask_token(model), model.get_output_embeddings()
     sums, counts = torch.zeros(block_size), torch.zeros(block_size)
@@ -105,12 +105,12 @@ def acceptance_by_offset(model, batches: list[dict[str, Tensor]], block_size: in
 
 def _overlap(p: Tensor, q: Tensor, mask_id: int) -> Tensor:
     """Sum of min(p, q) [N] for logits [N, V]."""
-    laws = []
+    distributions = []
     for logits in (p, q):
         logits = logits.float()
         logits[:, mask_id] = -torch.inf
-        laws.append(logits.softmax(-1))
-    return torch.minimum(*laws).sum(-1)
+        distributions.append(logits.softmax(-1))
+    return torch.minimum(*distributions).sum(-1)
 
 
 def tokens_per_forward(model, prompts: list[Tensor], spec: str, max_new_tokens: int) -> tuple[float, list[Tensor]]:

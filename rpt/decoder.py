@@ -24,12 +24,14 @@ from rpt.resampler import LogitsRequest, Procedure, Resampler, RowsRequest
 class ResampleDecoder(Decoder):
     """Revise each token ``iterations`` times once the ``window`` - 1 tokens after it are drawn, then commit it.
 
-    iterations: k, a multiple of 0.5. Odd half steps resample the oldest token of the window from its previous-token law,
-        even ones draw the others anew. 0 is next-token decoding; 0.5 is the best value for its price.
+    iterations: k, a multiple of 0.5. Odd half steps resample the oldest token of the window from its previous-token
+        distribution, even ones draw the others anew. 0 is next-token decoding; 0.5 is the best value for its price.
     accept, threshold, temperature_ptp: see :class:`rpt.previous_rows.AcceptRule`.
-    redraw: draw the later tokens anew "always" (keeps the joint law, if the laws are exact) or only "if_changed".
-    schedule: "two_slot" runs the newest token's next-token row and the previous-token rows in one forward, so a token costs
-        1 + P(change) forwards at iterations 0.5; "plain" runs them apart, 2 forwards. The tokens are the same.
+    redraw: draw the later tokens anew "always" (keeps the joint distribution, if the distributions are exact) or
+        only "if_changed".
+    schedule: "two_slot" runs the newest token's next-token row and the previous-token rows in one
+        forward, so a token costs 1 + P(change) forwards at iterations 0.5; "plain" runs them apart, 2 forwards. The
+        tokens are the same.
     refresh_prev: compute the row before the revised token anew, with the offset it had in training; by default as the
         model was trained (prev_target "follow").
 

@@ -40,7 +40,7 @@ def add_previous_rows(
 
 @dataclass(frozen=True)
 class AcceptRule:
-    """What to put in the place of a token x, given its previous-token law P.
+    """What to put in the place of a token x, given its previous-token distribution P.
 
     accept: "gibbs" draws from P, always; "argmax_threshold" takes the likeliest token if its probability at temperature 1
         is at least ``threshold``, else keeps x.

@@ -115,7 +115,7 @@ class Resampler:
                 seen.add(state)
 
     def _draw(self, position: int):
-        """Draw the token at ``position`` from its next-token law."""
+        """Draw the token at ``position`` from its next-token distribution."""
         raw = yield from self._next_token_logits(position - 1)
         scores = self.batch.pipeline.process(raw.clone(), self._left_of(position))
         token = int(self.batch.pipeline.sample(scores, [self.sequence.generator]))

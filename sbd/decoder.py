@@ -28,15 +28,15 @@ from sbd.state import OpenBlock
 class SetBlockDecoder(Decoder):
     """Decode blocks of ``block_size`` masks; ``rule`` decides what each forward reveals.
 
-    anchor: the forward that opens a block also commits the token before it, whose row gives the exact next-token law
-        of the block's first position. With True that token is chosen from this law and revealed first; EntropyBound
+    anchor: the forward that opens a block also commits the token before it, whose row gives the exact next-token distribution
+        of the block's first position. With True that token is chosen from this distribution and revealed first; EntropyBound
         does not charge for it, TopK and ConfidenceFactor count it like any other.
         A block of one is always anchored: it is next-token decoding.
     commit: run decided tokens causally when the "block" is full (paper), or their gapless "prefix" with the next
         forward. Then every forward has an anchor: the undecided token that stands first is chosen from its next-token
-        law, and only tokens behind it are guessed.
+        distribution, and only tokens behind it are guessed.
     revision: what to do about a full block before it is committed: nothing, sbd.Remask, rpt.Resample or another Revision.
-    entropy_from: when sampling, measure the rule's scores on the law that is "sampled", after temperature and cuts, or
+    entropy_from: when sampling, measure the rule's scores on the distribution that is "sampled", after temperature and cuts, or
         on the "raw" one. Greedy decoding always uses the raw one.
     mask_token_id: by default the one that the model's generation config names.
 

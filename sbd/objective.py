@@ -37,8 +37,8 @@ class SetBlockObjective(Objective):
         between prompt and target tokens, because decoding opens a block right after the prompt.
     complement: add a second masked copy with the other tokens masked, so that each token is a target once (3 L rows).
     ntp_weight, matp_weight: weights of the two parts (1, 1).
-    distill: weight of KL(p || q) from the model's own next-token law p (detached) to the masked law q of the same
-        token, which aims at the acceptance of drafts, 1 - TV(p, q).
+    distill: weight of KL(p || q) from the model's own next-token distribution p (detached) to the masked
+        distribution q of the same token, which aims at the acceptance of drafts, 1 - TV(p, q).
     gated: what is trained acts on mask rows only, so the clean rows are constants: they run without gradient, and the
         next-token loss, which nothing can change, is left out.
     mask_token_id: by default the one that the model's generation config names.

@@ -13,11 +13,11 @@ from sbd.state import OpenBlock
 
 @dataclass(frozen=True)
 class Remask(Revision):
-    """Mask the tokens again that the next-token law finds unlikely, and refill them from the rest of the block.
+    """Mask the tokens again that the next-token distribution finds unlikely, and refill them from the rest of the block.
 
     The block's causal rows give p(x_i | x_<i) of each of its tokens for nothing; those below ``remask_below`` are masked,
     the reveal rule fills them again, at most ``rounds`` times. Cheap relatives: ReMDM (arXiv 2503.00307), whose
-    confidence is that of the masked law, and the editing of LLaDA2.1 (arXiv 2602.08676).
+    confidence is that of the masked distribution, and the editing of LLaDA2.1 (arXiv 2602.08676).
     """
 
     remask_below: float = 0.1

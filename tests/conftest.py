@@ -191,15 +191,18 @@ def cache_error():
     return error
 
 
-def chi_square_z(samples: torch.Tensor, law: torch.Tensor) -> float:
-    """How many standard deviations ``samples`` [N, length] are from the exact law [V, V, ...] of texts.
+def chi_square_z(samples: torch.Tensor, distribution: torch.Tensor) -> float:
+    """How many standard deviations ``samples`` [N, length] are from the exact distribution [V, V, ...] of texts.
 
-    Pearson's test with rare texts pooled, in Wilson and Hilferty's normal approximation; a text that the law excludes
+    Pearson's test with rare texts pooled, in Wilson and Hilferty's normal approximation; a text that the distribution excludes
     is infinitely far.
     """
-    vocab, count = law.shape[0], len(samples)
+    vocab, count = distribution.shape[0], len(samples)
     index = sum(samples[:, i] * vocab ** (samples.shape[1] - 1 - i) for i in range(samples.shape[1]))
-    seen, expected = torch.bincount(index, minlength=law.numel()).double(), law.flatten().double() * count
+    seen, expected = (
+        torch.bincount(index, minlength=distribution.numel()).double(),
+        distribution.flatten().double() * count,
+    )
     assert abs(expected.sum() / count - 1) < 1e-5
     if seen[expected == 0].any():
         return float("inf")
@@ -249,8 +252,8 @@ def run_scripted():
             for i, length in enumerate(lengths)
         ]
         stopping = Stopping(frozenset(eos), tuple(criteria))
-        law = LogitsPipeline(LogitsProcessorList(steps), do_sample, MASK, len(lengths))
-        batch = Batch(sequences, law, stopping, MASK)
+        distribution = LogitsPipeline(LogitsProcessorList(steps), do_sample, MASK, len(lengths))
+        batch = Batch(sequences, distribution, stopping, MASK)
         engine = ScriptedEngine(script)
         writer = StreamWriter(streamer, len(lengths))
         decode(engine, decoder, batch, engine.new_cache(len(lengths)), writer)

@@ -29,7 +29,7 @@ def judge_samples(judge, samples: Sequence[Sequence[int]], references: Sequence[
 
 @torch.no_grad()
 def judged_nats(judge, texts: Sequence[Sequence[int]], given: Sequence[int]) -> list[Tensor]:
-    """-log p of each token behind the first ``given`` ones of each text, by the next-token law of ``judge``."""
+    """-log p of each token behind the first ``given`` ones of each text, by the next-token distribution of ``judge``."""
     nats = []
     for text, start in zip(texts, given, strict=True):
         ids = torch.tensor([text], device=judge.device)

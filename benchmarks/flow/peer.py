@@ -1,4 +1,4 @@
-"""Our Euler sampler and that of flow_matching on one posterior: the same law, time and memory of a step.
+"""Our Euler sampler and that of flow_matching on one posterior: the same distribution, time and memory of a step.
 
 python -m benchmarks.flow.peer --folder FOLDER
 """
@@ -40,7 +40,7 @@ def peer(
     name: Name = "flow-peer",
     overwrite: Overwrite = False,
 ) -> None:
-    """The Euler sampler of flow_matching and ours on one posterior: the same law, our time and memory over theirs."""
+    """The Euler sampler of flow_matching and ours on one posterior: the same distribution, our time and memory over theirs."""
     sizes = tuple(vocab_size or (32768, 131072))
     settings = {"rounds": rounds, "peer": f"flow_matching {VERSION}", "dtype": "float32"}
     with (
@@ -54,7 +54,7 @@ def peer(
 
 @dataclass
 class Table:
-    """The exact posterior network of a random law over all texts of ``length`` tokens 0 .. ``tokens`` - 1."""
+    """The exact posterior network of a random distribution over all texts of ``length`` tokens 0 .. ``tokens`` - 1."""
 
     source: Source
     length: int
@@ -81,17 +81,17 @@ class Table:
         return torch.einsum("st,tlv->slv", joint, tokens)[self.index(x)].log().float()
 
 
-def compare_laws(peer: Peer, name: str, steps: int = 8, count: int = 20000) -> dict[str, Any]:
+def compare_distributions(peer: Peer, name: str, steps: int = 8, count: int = 20000) -> dict[str, Any]:
     """Total variation between ``count`` texts of each, on a table of 9 texts, and between two runs of ours."""
     tokens = 3
     source = make_source(name, tokens + (name == "mask"))
     table = Table(source, 2, tokens)
 
-    def law(run, seed: int) -> Tensor:
+    def distribution(run, seed: int) -> Tensor:
         out = run(table, source, start_text(source, count, 2, seed), steps, seed)
         return torch.bincount(table.index(out), minlength=len(table.states)) / count
 
-    ours, again, theirs = law(run_ours, 1), law(run_ours, 2), law(peer.run, 3)
+    ours, again, theirs = distribution(run_ours, 1), distribution(run_ours, 2), distribution(peer.run, 3)
     return {
         "source": name,
         "steps": steps,
@@ -125,13 +125,13 @@ def compare_times(
 def measure_peer(
     folder: Path, vocab_sizes: tuple[int, ...], batch: int, length: int, steps: int, rounds: int, advance=lambda: None
 ) -> Iterator[dict[str, Any]]:
-    """Rows: the law for each source, then time and memory for each source and vocabulary.
+    """Rows: the distribution for each source, then time and memory for each source and vocabulary.
 
     ``advance`` is called after each of 2 * rounds * 2 * len(vocab_sizes) timed runs.
     """
     peer = Peer(folder)
     for name in ("mask", "uniform"):
-        yield compare_laws(peer, name)
+        yield compare_distributions(peer, name)
     for vocab_size, name in itertools.product(vocab_sizes, ("mask", "uniform")):
         row = {"source": name, "vocab_size": vocab_size, "batch_size": batch, "length": length, "steps": steps}
         row |= compare_times(peer, name, vocab_size, batch, length, steps, rounds, advance)

@@ -1,7 +1,8 @@
-"""How far a trained previous-token law is from the exact one, which Bayes' rule gives at one forward row per vocabulary entry.
+"""How far a trained previous-token distribution is from the exact one, which Bayes' rule gives at one forward row
+per vocabulary entry.
 
-The law of x_i given the text before it and x_{i+1} follows from the next-token law alone: it is proportional to
-p(x_i | before) p(x_{i+1} | before, x_i). Resampling from it would leave the law of samples as it is.
+The distribution of x_i given the text before it and x_{i+1} follows from the next-token distribution alone: it is
+proportional to p(x_i | before) p(x_{i+1} | before, x_i). Resampling from it would leave the distribution of samples as it is.
 """
 
 import random
@@ -23,38 +24,40 @@ AT_ONCE = 512  # entries of the vocabulary in one forward
 def measure_exactness(model, documents: Sequence[Sequence[int]], count: int, seed: int = 0) -> dict[str, float]:
     """Means in nats over ``count`` tokens drawn from the first WITHIN of each of ``documents`` (token ids).
 
-    ``exact_loss`` and ``trained_loss`` of the token that stands there; ``exact_entropy``, what a draw from the exact law
-    costs under that law, and ``drawn_cost``, what a draw from the trained law costs under it.
+    ``exact_loss`` and ``trained_loss`` of the token that stands there; ``exact_entropy``, what a draw from the exact
+    distribution costs under that distribution, and ``drawn_cost``, what a draw from the trained distribution costs under it.
     """
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
         tokens = list(draw.choice(documents))[:WITHIN]
         i = draw.randrange(1, len(tokens) - 1)
-        exact, trained = exact_law(model, tokens, i), trained_law(model, tokens, i)
+        exact, trained = exact_distribution(model, tokens, i), trained_distribution(model, tokens, i)
         rows.append([-exact[tokens[i]], -trained[tokens[i]], -(exact.exp() @ exact), -(trained.exp() @ exact)])
     means = torch.tensor(rows).mean(0).tolist()
     names = ("exact_loss", "trained_loss", "exact_entropy", "drawn_cost")
     return {"exact_tokens": count} | {name: round(value, 4) for name, value in zip(names, means, strict=True)}
 
 
-def exact_law(model, tokens: Sequence[int], i: int) -> Tensor:
-    """Log-probabilities [V] of token i given those before it and token i + 1, by Bayes' rule from the next-token law."""
+def exact_distribution(model, tokens: Sequence[int], i: int) -> Tensor:
+    """Log-probabilities [V] of token i given those before it and token i + 1, by Bayes' rule from the next-token
+    distribution.
+    """
     before = torch.tensor(tokens[:i], device=model.device)
-    law = _next_laws(model, before[None])[0]
+    distribution = _next_distributions(model, before[None])[0]
     after = [
-        _next_laws(model, torch.cat([before.expand(len(chosen), -1), chosen[:, None]], 1))[:, tokens[i + 1]]
-        for chosen in torch.arange(len(law), device=model.device).split(AT_ONCE)
+        _next_distributions(model, torch.cat([before.expand(len(chosen), -1), chosen[:, None]], 1))[:, tokens[i + 1]]
+        for chosen in torch.arange(len(distribution), device=model.device).split(AT_ONCE)
     ]
-    return (law + torch.cat(after)).log_softmax(-1).cpu()
+    return (distribution + torch.cat(after)).log_softmax(-1).cpu()
 
 
-def _next_laws(model, texts: Tensor) -> Tensor:
+def _next_distributions(model, texts: Tensor) -> Tensor:
     """Log-probabilities [B, V] of the token after each of ``texts`` [B, L]."""
     return model(input_ids=texts, use_cache=False, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
 
 
-def trained_law(model, tokens: Sequence[int], i: int) -> Tensor:
+def trained_distribution(model, tokens: Sequence[int], i: int) -> Tensor:
     """The same by the model's previous-token rows, in one forward."""
     config, rows = ResampleConfig.from_config(model.config), RowList()
     rows.add_causal(tokens[:i], 0)

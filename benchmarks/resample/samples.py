@@ -47,7 +47,9 @@ def resample(
     documents: Annotated[int, typer.Option(min=1, help="Held-out documents of each file.")] = 100,
     exact: Annotated[
         int,
-        typer.Option(min=0, help="Held-out tokens whose exact law is computed too, a row for each vocabulary entry."),
+        typer.Option(
+            min=0, help="Held-out tokens whose exact distribution is computed too, a row for each vocabulary entry."
+        ),
     ] = 0,
     temperature: Annotated[
         list[float] | None, typer.Option(min=0.0, help="May be repeated; 0, 0.5 and 1 by default.")

@@ -66,7 +66,7 @@ class ConstantSpeedBeta(BetaSchedule):
     ) -> "ConstantSpeedBeta":
         """Tabulate the arc length over beta and invert it.
 
-        distances: d(., x1) of N tokens x1, float64 [N, V]. source: law at beta = 0, [V]. average: one schedule for the
+        distances: d(., x1) of N tokens x1, float64 [N, V]. source: distribution at beta = 0, [V]. average: one schedule for the
         mean Fisher information of the N tokens instead of one for each. The table ends where a token other than x1 has
         at most the probability ``rest``.
         """

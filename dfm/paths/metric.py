@@ -15,7 +15,7 @@ from dfm.paths.sources import Source
 
 @dataclass(frozen=True)
 class MetricPath(Path):
-    """p_t(x | x1) ~ p(x) exp(-beta_t d(x, x1)): from the source law p to the data through ever nearer tokens.
+    """p_t(x | x1) ~ p(x) exp(-beta_t d(x, x1)): from the source distribution p to the data through ever nearer tokens.
 
     distance: x1 [...] -> d [..., V], the distances of all tokens to the data tokens in use, 0 at x1 and above 0
     elsewhere. The source must give every data token a positive probability (UniformSource: the path of arXiv
@@ -41,16 +41,16 @@ class MetricPath(Path):
         return self.at_beta(self.distance(x1).to(t), beta[..., None].expand(*x1.shape, 1))
 
     def dmarginal(self, x1: Tensor, t: Tensor) -> Tensor:
-        distances, law = self.distance(x1).to(t), self.marginal(x1, t)
+        distances, distribution = self.distance(x1).to(t), self.marginal(x1, t)
         dbeta = self.schedule.at(x1).dbeta(per_position(t))[..., None]
-        return dbeta * law * ((law * distances).sum(-1, keepdim=True) - distances)
+        return dbeta * distribution * ((distribution * distances).sum(-1, keepdim=True) - distances)
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingDistance:
     """d(x, x1) = |e_x - e_x1|^4 of normalised rows of a token embedding [V, D], as in FUDOKI.
 
-    Equal rows are at distance 0: the path then ends in a law over both tokens.
+    Equal rows are at distance 0: the path then ends in a distribution over both tokens.
     """
 
     embedding: Tensor

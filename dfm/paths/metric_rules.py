@@ -2,7 +2,7 @@
 
 Where it jumps to is always u / lambda, the normalised rates of :class:`dfm.rates.conditional.MetricVelocity`. A
 metric path has no finite-step kernel in closed form; these are three stand-ins. ``distances`` d(., x1) [B, L, V]; ``p``,
-``p_next`` the laws at t and s [B, L, V]; ``step`` = beta_s - beta_t [B, L, 1]. In the clock of beta the rates are
+``p_next`` the distributions at t and s [B, L, V]; ``step`` = beta_s - beta_t [B, L, 1]. In the clock of beta the rates are
 p_beta(x) pos(d(z) - d(x)), free of the poles of d beta/dt. A rule gives [B, L, V], the probability of jumping away from
 every token.
 """

@@ -1,4 +1,4 @@
-"""Mixture paths: every position is still source, already data, or in a convex sum of more laws (arXiv 2407.15595)."""
+"""Mixture paths: every position is still source, already data, or in a convex sum of more distributions (arXiv 2407.15595)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,26 +35,26 @@ class MixturePath(Path):
 
 @dataclass(frozen=True, eq=False)
 class ConvexSumPath(Path):
-    """p_t = k_1 delta_{x1} + sum_j k_j w_j + k_0 delta_{x0}, with fixed laws w_j in the middle.
+    """p_t = k_1 delta_{x1} + sum_j k_j w_j + k_0 delta_{x0}, with fixed distributions w_j in the middle.
 
-    weights, dweights: functions of t that give [..., J] numbers, their time derivatives; order: data, the laws, source.
-    They must be at least 0 with sum 1, all data at t = 1 and all source at t = 0 (checked on a grid).
-    laws: [J - 2, V].
+    weights, dweights: functions of t that give [..., J] numbers, their time derivatives; order: data, the
+    distributions, source. They must be at least 0 with sum 1, all data at t = 1 and all source at t = 0 (checked on a grid).
+    distributions: [J - 2, V].
     """
 
     source: Source
     weights: Callable[[Tensor], Tensor]
     dweights: Callable[[Tensor], Tensor]
-    laws: Tensor
+    distributions: Tensor
 
     def __post_init__(self):
         weights = self.weights(torch.linspace(0, 1, 101, dtype=torch.float64))
-        ends = weights.new_zeros(2, len(self.laws) + 2)
+        ends = weights.new_zeros(2, len(self.distributions) + 2)
         ends[0, -1] = ends[1, 0] = 1
         convex = bool((weights >= 0).all()) and torch.allclose(weights.sum(-1), weights.new_ones(()))
-        if weights.shape[-1] != len(self.laws) + 2 or not convex or not torch.allclose(weights[[0, -1]], ends):
+        if weights.shape[-1] != len(self.distributions) + 2 or not convex or not torch.allclose(weights[[0, -1]], ends):
             raise ValueError(
-                f"weights must be {len(self.laws) + 2} numbers of at least 0 with sum 1, (0, .., 0, 1) at t = 0 and "
+                f"weights must be {len(self.distributions) + 2} numbers of at least 0 with sum 1, (0, .., 0, 1) at t = 0 and "
                 f"(1, 0, .., 0) at t = 1, got {weights[[0, -1]].tolist()} there"
             )
 
@@ -74,8 +74,8 @@ class ConvexSumPath(Path):
         everywhere = torch.ones_like(x1, dtype=torch.bool)
         part = draws.categorical(weights, everywhere)
         tokens = torch.where(part == 0, x1, x0)
-        for j, law in enumerate(self.laws, start=1):
-            tokens = torch.where(part == j, draws.unigram(law, everywhere), tokens)
+        for j, distribution in enumerate(self.distributions, start=1):
+            tokens = torch.where(part == j, draws.unigram(distribution, everywhere), tokens)
         return Noised(tokens, part > 0)
 
     def marginal(self, x1: Tensor, t: Tensor) -> Tensor:
@@ -85,5 +85,5 @@ class ConvexSumPath(Path):
         return self._combine(self.dweights(per_position(t)), x1, t)
 
     def _combine(self, weights: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-        noise = torch.cat([self.laws.to(t), self.source.probabilities(t)[None]])
+        noise = torch.cat([self.distributions.to(t), self.source.probabilities(t)[None]])
         return weights[..., :1] * delta(x1, self.source.vocab_size, t) + weights[..., 1:] @ noise

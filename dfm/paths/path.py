@@ -1,4 +1,4 @@
-"""What a probability path is: the law of the noisy text X_t between the source (t = 0) and the data (t = 1)."""
+"""What a probability path is: the distribution of the noisy text X_t between the source (t = 0) and the data (t = 1)."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Noised(NamedTuple):
 
 
 class Path(ABC):
-    """A family of laws p_t(x | x0, x1) for one position; ``source`` is the law of x0."""
+    """A family of distributions p_t(x | x0, x1) for one position; ``source`` is the distribution of x0."""
 
     source: Source
 

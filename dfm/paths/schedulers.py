@@ -131,7 +131,7 @@ class KineticOptimalScheduler(Scheduler):
     """1 - kappa_t = sin^2((1 - t) W) / sin^2(W), W = arccos sqrt(p): the Fisher-Rao geodesic (arXiv 2412.03487).
 
     source_probability: p(x1), the source's probability of the data token, in [0, 1). A number if it is the same for all
-    tokens: 0 for the mask source (kappa = sin^2(pi t / 2)), 1/V for the uniform one. Or the source law [V]: then kappa
+    tokens: 0 for the mask source (kappa = sin^2(pi t / 2)), 1/V for the uniform one. Or the source distribution [V]: then kappa
     differs by token, ``at(x1)`` picks it for x1, and kappa(t) wants t as [..., 1] and gives [..., V].
     """
 
@@ -235,8 +235,8 @@ class CallableScheduler(Scheduler):
 
 def kinetic(source: Source) -> KineticOptimalScheduler:
     """The kinetic-optimal scheduler of a source whose tokens are equally likely, or that is the mask token."""
-    law = source.probabilities(torch.empty(0, dtype=torch.float64))
-    return KineticOptimalScheduler(0.0 if source.mask_id is not None else law.max().item())
+    distribution = source.probabilities(torch.empty(0, dtype=torch.float64))
+    return KineticOptimalScheduler(0.0 if source.mask_id is not None else distribution.max().item())
 
 
 # The source makes a difference to some.

@@ -12,14 +12,16 @@ from dfm.draws import Draws
 
 
 class Source(ABC):
-    """The law of x0. ``mask_id`` is the id of the mask token if that is what the source consists of."""
+    """The distribution of x0. ``mask_id`` is the id of the mask token if that is what the source consists of."""
 
     vocab_size: int
     mask_id: int | None = None
 
     @abstractmethod
     def probabilities(self, like: Tensor) -> Tensor:
-        """The law p of one token of x0, [V], in the dtype and on the device of ``like``; the tokens are independent."""
+        """The distribution p of one token of x0, [V], in the dtype and on the device of ``like``; the tokens are
+        independent.
+        """
 
     def sample(self, x1: Tensor, draws: Draws) -> Tensor:
         """x0 [B, L] for the data ``x1`` [B, L]."""
@@ -27,8 +29,8 @@ class Source(ABC):
 
     def fill(self, x: Tensor, free: Tensor, draws: Draws) -> Tensor:
         """The text ``x`` [B, L], its positions ``free`` [B, L] bool drawn from the source: where sampling starts."""
-        law = self.probabilities(torch.empty(0, dtype=torch.float64, device=x.device))
-        return torch.where(free, draws.unigram(law, free), x)
+        distribution = self.probabilities(torch.empty(0, dtype=torch.float64, device=x.device))
+        return torch.where(free, draws.unigram(distribution, free), x)
 
 
 def check_mask(source: Source, wanted: bool) -> None:
@@ -49,9 +51,9 @@ class MaskSource(Source):
         check_count("mask_id", self.mask_id, 0, self.vocab_size - 1)
 
     def probabilities(self, like: Tensor) -> Tensor:
-        law = like.new_zeros(self.vocab_size)
-        law[self.mask_id] = 1
-        return law
+        distribution = like.new_zeros(self.vocab_size)
+        distribution[self.mask_id] = 1
+        return distribution
 
     def fill(self, x: Tensor, free: Tensor, draws: Draws) -> Tensor:
         return torch.where(free, self.mask_id, x)
@@ -73,35 +75,37 @@ class UniformSource(Source):
             raise ValueError(f"excluded must leave at least one of {self.vocab_size} ids, got {self.excluded}")
 
     def probabilities(self, like: Tensor) -> Tensor:
-        law = like.new_ones(self.vocab_size)
-        law[list(self.excluded)] = 0
-        return law / law.sum()
+        distribution = like.new_ones(self.vocab_size)
+        distribution[list(self.excluded)] = 0
+        return distribution / distribution.sum()
 
 
 @dataclass(frozen=True, eq=False)
 class UnigramSource(Source):
-    """Any law of one token, [V]; normalised here. ValueError for negative numbers or a sum of zero."""
+    """Any distribution of one token, [V]; normalised here. ValueError for negative numbers or a sum of zero."""
 
-    law: Tensor
+    distribution: Tensor
 
     def __post_init__(self):
-        if self.law.dim() != 1 or bool((self.law < 0).any()) or not self.law.sum() > 0:
-            raise ValueError(f"law must be [V] numbers of at least 0 with a sum above 0, got {self.law}")
-        object.__setattr__(self, "law", self.law.double() / self.law.double().sum())
+        if self.distribution.dim() != 1 or bool((self.distribution < 0).any()) or not self.distribution.sum() > 0:
+            raise ValueError(
+                f"distribution must be [V] numbers of at least 0 with a sum above 0, got {self.distribution}"
+            )
+        object.__setattr__(self, "distribution", self.distribution.double() / self.distribution.double().sum())
 
     @property
     def vocab_size(self) -> int:
-        return len(self.law)
+        return len(self.distribution)
 
     def probabilities(self, like: Tensor) -> Tensor:
-        return self.law.to(like)
+        return self.distribution.to(like)
 
 
 @dataclass(frozen=True)
 class CouplingSource(Source):
     """x0 drawn together with x1: ``coupling(x1, draws) -> x0``.
 
-    It has no law of one token, so only what needs none works with it: the forward velocity and kernel, training.
+    It has no distribution of one token, so only what needs none works with it: the forward velocity and kernel, training.
     Sampling starts from the text as it is given, which must be an x0.
     """
 

@@ -1,6 +1,6 @@
-"""Classifier-free guidance in three places: the logits, the law of a step, the rates.
+"""Classifier-free guidance in three places: the logits, the distribution of a step, the rates.
 
-w is the guidance weight: 0 is the conditional law itself, larger follows the condition more.
+w is the guidance weight: 0 is the conditional distribution itself, larger follows the condition more.
 """
 
 import torch
@@ -17,8 +17,8 @@ def guide_logits(conditional: Tensor, unconditional: Tensor, weight: float) -> T
     return torch.where(conditional == -torch.inf, -torch.inf, guided)
 
 
-def guide_law(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
-    """The law of a step, q ~ q_cond^(1 + w) q_uncond^(-w) (1 + w is gamma in Duo, arXiv 2506.10892)."""
+def guide_distribution(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
+    """The distribution of a step, q ~ q_cond^(1 + w) q_uncond^(-w) (1 + w is gamma in Duo, arXiv 2506.10892)."""
     if weight == 0:
         return conditional
     return guide_logits(conditional.log(), unconditional.log(), weight).softmax(-1)

@@ -1,6 +1,6 @@
 """Finite-step kernels of mixture paths: from time t to time s in one exact step, instead of step size times rate.
 
-Given the data token x1 a kernel takes one of three routes at each position: to x1, to fresh noise from the source law
+Given the data token x1 a kernel takes one of three routes at each position: to x1, to fresh noise from the source distribution
 p, or it stays. k = kappa_t and k_next = kappa_s broadcast to [B, L, V], with the last axis over x1 where they differ
 between data tokens, else of size 1. All are exact given x1 for every step size; a sampler replaces x1 by its posterior,
 which leaves the error of treating positions as independent.
@@ -20,8 +20,9 @@ class Routes(NamedTuple):
     data: Tensor
     noise: Tensor
 
-    def law(self, z: Tensor, p1: Tensor, source: Tensor) -> Tensor:
-        """The law [B, L, V] of the next token from the current ones z, under the posterior p1, with source law [V].
+    def distribution(self, z: Tensor, p1: Tensor, source: Tensor) -> Tensor:
+        """The distribution [B, L, V] of the next token from the current ones z, under the posterior p1, with source
+        distribution [V].
 
         With a mask source ``data`` acts on masked and ``noise`` on revealed positions only, so each must be at most 1
         by itself; otherwise their sum must be.
@@ -84,7 +85,8 @@ def remask_kernel(k: Tensor, k_next: Tensor, sigma: Tensor) -> Routes:
 
 
 def reversal_kernel(k: Tensor, k_next: Tensor, z: Tensor, source: Tensor) -> Routes:
-    """q(x_s | x_t = z, x1) for any source law [V] by Bayes, p_t to p_s; for the uniform source D3PM (arXiv 2107.03006).
+    """q(x_s | x_t = z, x1) for any source distribution [V] by Bayes, p_t to p_s; for the uniform source D3PM (arXiv
+    2107.03006).
 
     With a = k / k' and b = k' the weights are
     data: b (1 - a) p(z) + a b [z = x1];  stay: a (1 - b) p(z);  noise: (1 - a) (1 - b) p(z).

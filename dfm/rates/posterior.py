@@ -19,7 +19,7 @@ class PosteriorModel(Protocol):
     def __call__(self, x: Tensor, t: Tensor, frozen: Tensor) -> Tensor: ...
 
 
-def posterior_law(
+def posterior_distribution(
     logits: Tensor,
     x: Tensor,
     masked: Tensor,
@@ -32,34 +32,34 @@ def posterior_law(
     """p_1t [B, L, V] from logits [B, L, V], in float32, or float64 if the logits are.
 
     The mask token gets probability 0. With a mask source (``mask_id`` not None) and ``carry_over``, positions that are
-    not ``masked`` [B, L] keep their token with certainty. temperature, top_p: sharpen the law; samplers are then no
+    not ``masked`` [B, L] keep their token with certainty. temperature, top_p: sharpen the distribution; samplers are then no
     longer exact with respect to the network. temperature 0 is the likeliest token.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if mask_id is not None:
         logits = logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), -torch.inf)
-    law = sharpen(logits, temperature, top_p)
+    distribution = sharpen(logits, temperature, top_p)
     if mask_id is not None and carry_over and not bool(masked.all()):
-        law = torch.where(masked[..., None], law, delta(x, law.shape[-1], law))
-    return law
+        distribution = torch.where(masked[..., None], distribution, delta(x, distribution.shape[-1], distribution))
+    return distribution
 
 
 def sharpen(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Probabilities [..., V] at a temperature, cut to the fewest tokens whose sum reaches ``top_p`` (nucleus)."""
     if temperature == 0:
         return delta(logits.argmax(-1), logits.shape[-1], logits)
-    law = (logits if temperature == 1 else logits / temperature).softmax(-1)
+    distribution = (logits if temperature == 1 else logits / temperature).softmax(-1)
     if top_p < 1:
-        ordered, index = law.sort(dim=-1, descending=True)
+        ordered, index = distribution.sort(dim=-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p
         outside[..., 0] = False
-        law = law.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), 0)
-        law = law / law.sum(-1, keepdim=True)
-    return law
+        distribution = distribution.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), 0)
+        distribution = distribution / distribution.sum(-1, keepdim=True)
+    return distribution
 
 
 def noise_posterior(p1: Tensor, z: Tensor, k: Tensor, source: Tensor) -> Tensor:
-    """p_0t(x | X_t) [B, L, V]: the law of the source token, from p_1t, for a mixture with independent source [V].
+    """p_0t(x | X_t) [B, L, V]: the distribution of the source token, from p_1t, for a mixture with independent source [V].
 
     With z the token of the position:
 
@@ -75,7 +75,7 @@ def noise_posterior(p1: Tensor, z: Tensor, k: Tensor, source: Tensor) -> Tensor:
 
 
 def leave_one_out(logits: Tensor, z: Tensor, k: Tensor, source: Tensor) -> Tensor:
-    """Logits [..., V] of x1 at each position given the *other* positions only, for a mixture with source law [V].
+    """Logits [..., V] of x1 at each position given the *other* positions only, for a mixture with source distribution [V].
 
     Subtracts log(1 + k / ((1 - k) p(z))) at the observed token z; log(1 + V k / (1 - k)) with a uniform source. Needs k
     < 1. ``logits`` may be log p_1t.

@@ -1,4 +1,4 @@
-"""Velocities: rates of jumping from the current token to any other that move a path's law through time.
+"""Velocities: rates of jumping from the current token to any other that move a path's distribution through time.
 
 u(x, z) is the rate of z -> x at one position. A velocity produces a path if sum_z u(x, z) p_t(z) = d p_t(x) / dt. Rates
 are vectors [B, L, V] over destinations x for the current tokens z [B, L], with the diagonal x = z such that they sum to
@@ -92,7 +92,7 @@ class BackwardVelocity(LinearVelocity):
     """u(x, z) = dkappa/kappa [delta_z(x) - q(x)] on a mixture: data turns into noise, read backwards. Needs t > 0.
 
     Its off-diagonals are negative: run with time reversed it produces the path. noise: q is "posterior" p_0t, or
-    "fresh", the source law p, which jumps more often and to the same effect.
+    "fresh", the source distribution p, which jumps more often and to the same effect.
     """
 
     path: MixturePath
@@ -172,15 +172,15 @@ class ConvexVelocity(LinearVelocity):
             raise ValueError(f"t must be where no weight rises from 0, got {t.tolist()}")
         ratio = torch.where(k > 0, dk / k, -torch.inf if self.backward else torch.inf)
         r = ratio.amax(-1, keepdim=True) if self.backward else ratio.amin(-1, keepdim=True)
-        laws = [p1, *self.path.laws.to(p1), self._source_law(z, k, p1)]
-        rates = sum((dk - k * r)[..., j, None] * law for j, law in enumerate(laws))
+        distributions = [p1, *self.path.distributions.to(p1), self._source_distribution(z, k, p1)]
+        rates = sum((dk - k * r)[..., j, None] * distribution for j, distribution in enumerate(distributions))
         return with_diagonal(rates, z)
 
-    def _source_law(self, z: Tensor, k: Tensor, p1: Tensor) -> Tensor:
+    def _source_distribution(self, z: Tensor, k: Tensor, p1: Tensor) -> Tensor:
         """p_0t: the source token given z, by Bayes: P(x0, z | x1) = p(x0) (k_1 [z = x1] + middle(z) + k_0 [z = x0])."""
         source = self.path.source.probabilities(p1)
         p_z, p1_z = source[z][..., None], p1.gather(-1, z[..., None])
-        middle = (k[..., 1:-1] @ self.path.laws.to(p1)).expand_as(p1).gather(-1, z[..., None])
+        middle = (k[..., 1:-1] @ self.path.distributions.to(p1)).expand_as(p1).gather(-1, z[..., None])
         redrawn = 0
         for weight, share in ((middle + k[..., :1], p1_z), (middle, 1 - p1_z)):
             total = weight + k[..., -1:] * p_z

@@ -24,13 +24,13 @@ from dfm.rates.kernels import (
 )
 from dfm.rates.velocities import CorrectorSchedule
 from dfm.samplers.rates import Euler
-from dfm.sampling.grid import LawSampler, finish, kappas, time_grid
+from dfm.sampling.grid import DistributionSampler, finish, kappas, time_grid
 from dfm.sampling.state import FlowState, Query, Sampler, Step
 
 
 @dataclass(frozen=True)
-class KernelSampler(LawSampler):
-    """x1 ~ p_1t and one of the kernels of :mod:`dfm.rates.kernels`, as one law."""
+class KernelSampler(DistributionSampler):
+    """x1 ~ p_1t and one of the kernels of :mod:`dfm.rates.kernels`, as one distribution."""
 
     path: MixturePath
 
@@ -38,9 +38,9 @@ class KernelSampler(LawSampler):
     def routes(self, state: FlowState, k: Tensor, k_next: Tensor) -> Routes:
         """The kernel from kappa k to k_next, both [B, 1, 1] or [B, 1, V]."""
 
-    def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
+    def distribution(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
         k, k_next = kappas(self.path.scheduler, state.t, s, p1)
-        return self.routes(state, k, k_next).law(state.x, p1, self.path.source.probabilities(p1))
+        return self.routes(state, k, k_next).distribution(state.x, p1, self.path.source.probabilities(p1))
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class ExactX1(KernelSampler):
         k, k_next = scheduler.kappa(state.t), scheduler.kappa(s)
         return (k_next - k) / (1 - k)
 
-    def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
-        # Needs no law of the source, so that it serves coupled sources too.
+    def distribution(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
+        # Needs no distribution of the source, so that it serves coupled sources too.
         k, k_next = kappas(self.path.scheduler, state.t, s, p1)
-        return self.routes(state, k, k_next).law(state.x, p1, p1.new_zeros(p1.shape[-1]))
+        return self.routes(state, k, k_next).distribution(state.x, p1, p1.new_zeros(p1.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class ReMDM(KernelSampler):
     def step(self, state: FlowState, draws: Draws) -> Step:
         s, masked = self.next_time(state), state.masked
         p1 = yield Query(state.x, state.t, state.masked)
-        state.draw(finish(self.law(state, p1, s), p1, s), draws, self.path.source.mask_id)
+        state.draw(finish(self.distribution(state, p1, s), p1, s), draws, self.path.source.mask_id)
         probability = p1.gather(-1, state.x[..., None])[..., 0].double()
         state.confidence = torch.where(masked & ~state.masked, probability, state.confidence)
         state.advance(s, self.grid[-1])
@@ -202,13 +202,13 @@ class FrozenPass(Sampler):
 
     def step(self, state: FlowState, draws: Draws) -> Step:
         p1 = yield Query(state.x, state.t, state.masked)
-        state.draw(self.law(state, p1), draws, self.path.source.mask_id)
+        state.draw(self.distribution(state, p1), draws, self.path.source.mask_id)
 
-    def law(self, state: FlowState, p1: Tensor) -> Tensor:
+    def distribution(self, state: FlowState, p1: Tensor) -> Tensor:
         """[B, L, V] of the next token of each position."""
         k, source = self.path.scheduler.kappa(state.t[:, None, None]).to(p1), self.path.source
         routes = frozen_kernel(k, self.strength, source.mask_id is not None)
-        return routes.law(state.x, p1, source.probabilities(p1))
+        return routes.distribution(state.x, p1, source.probabilities(p1))
 
 
 @dataclass(frozen=True)
@@ -259,5 +259,5 @@ class Adaptive(Sampler):
         p1 = yield Query(state.x, state.t, state.masked)
         farthest = torch.maximum(self.inner.farthest(state, p1), state.t + self.least)
         s = torch.minimum(s, farthest)
-        state.draw(finish(self.inner.law(state, p1, s), p1, s), draws, self.inner.path.source.mask_id)
+        state.draw(finish(self.inner.distribution(state, p1, s), p1, s), draws, self.inner.path.source.mask_id)
         state.advance(s, self.inner.grid[-1])

@@ -29,11 +29,11 @@ class MetricX1(GivenDataSampler):
         super().__post_init__()
         check_choice("rule", self.rule, METRIC_RULES)
 
-    def law_given(self, state: FlowState, x1: Tensor, s: Tensor) -> Tensor:
-        return metric_law(self.path, self.rule, state.x, x1, state.t, s)
+    def distribution_given(self, state: FlowState, x1: Tensor, s: Tensor) -> Tensor:
+        return metric_distribution(self.path, self.rule, state.x, x1, state.t, s)
 
 
-def metric_law(path: MetricPath, rule: str, z: Tensor, x1: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def metric_distribution(path: MetricPath, rule: str, z: Tensor, x1: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """[B, L, V]: the next token from z [B, L] given x1 [B, L], from times t to s [B]."""
     distances, schedule = path.distance(x1).to(t), path.schedule.at(x1)
     beta = schedule.beta(t[:, None])[..., None].expand(*x1.shape, 1)

@@ -1,4 +1,4 @@
-"""Samplers that rank positions by their laws and decide the best ones: schedules, reveal rules, planning, Gibbs."""
+"""Samplers that rank positions by their distributions and decide the best ones: schedules, reveal rules, planning, Gibbs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from dfm.sampling.state import FlowState, Query, Sampler, Step
 class ScheduledTopK(GridSampler):
     """Reveal floor(n_masked (k' - k) / (1 - k)) tokens, at least 1, all in the last step (MaskGIT, arXiv 2202.04200).
 
-    Positions are scored by their law, not by the token drawn: order is "confidence", "entropy" or "margin". With
+    Positions are scored by their distribution, not by the token drawn: order is "confidence", "entropy" or "margin". With
     ``gumbel`` above 0 positions are drawn without replacement, with weights exp(score / gumbel) (Dream, arXiv
     2508.15487). A :class:`dfm.paths.fit.FittedSchedule` as scheduler gives fitted numbers.
     ValueError for a source without mask token.
@@ -65,14 +65,16 @@ class ScheduledTopK(GridSampler):
 
 
 def cost_of(p1: Tensor, order: Order) -> Tensor:
-    """``RowScores.of(p1.log()).cost(order)`` [N] of laws [N, V], for the default order without the passes for the others."""
+    """``RowScores.of(p1.log()).cost(order)`` [N] of distributions [N, V], for the default order without the passes
+    for the others.
+    """
     if order != "confidence":
         return RowScores.of(p1.log()).cost(order)
     return -p1.float().log().log_softmax(-1).amax(-1).exp()
 
 
 def row_scores(p1: Tensor, where: Tensor) -> RowScores:
-    """What rules look at, [B, L], from the laws [N, V] of the positions ``where`` [B, L] bool; others are certain."""
+    """What rules look at, [B, L], from the distributions [N, V] of the positions ``where`` [B, L] bool; others are certain."""
     scores, certain = RowScores.of(p1.log()), where.logical_not().float()
 
     def spread(values: Tensor, elsewhere: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def best(cost: Tensor, among: Tensor, count: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RuleSampler(Sampler):
-    """Each step reveals the tokens that ``rule`` accepts, at least one, each drawn from its own law, until all are
+    """Each step reveals the tokens that ``rule`` accepts, at least one, each drawn from its own distribution, until all are
     (:mod:`decoding.rules`: entropy bound, confidence threshold or factor, top-k).
 
     There is no clock: the time is reported as the share of the free positions that is revealed.
@@ -167,7 +169,7 @@ class P2(GridSampler):
     (P2, arXiv 2502.03540).
 
     planner: scores [B, L] of the full drafts x1 [B, L], state.masked telling which tokens are new. None: a token's
-        score is its probability in the law that the network gives at its position, also if it is revealed there.
+        score is its probability in the distribution that the network gives at its position, also if it is revealed there.
     eta: factor on the scores of tokens that were revealed before.
     ValueError for a source without mask token.
     """
@@ -204,10 +206,10 @@ class P2(GridSampler):
 
 @dataclass(frozen=True)
 class LooGibbs(Sampler):
-    """Draw a site again from k g + (1 - k) p, where g is the law of its x1 given the other sites; the time stays.
+    """Draw a site again from k g + (1 - k) p, where g is the distribution of its x1 given the other sites; the time stays.
 
     With one random site a pass leaves p_t invariant. Heuristics: several ``sites`` at once, which are drawn as if they
-    were independent; choose = "least_confident", the sites whose token is the least likely under that law, which does
+    were independent; choose = "least_confident", the sites whose token is the least likely under that distribution, which does
     not leave p_t invariant even for one site. Needs kappa < 1, and a source that gives every token in use a positive
     probability (arXiv 2605.22765). A corrector for :class:`dfm.samplers.kernels.Corrected`; by name, one of ExactX1.
     """
@@ -233,12 +235,12 @@ class LooGibbs(Sampler):
         p1 = yield Query(state.x, state.t, state.masked, only=where)
         z, source = state.x[where], self.path.source.probabilities(p1)
         k = self.path.scheduler.shared().kappa(state.t[:, None]).to(p1).expand_as(where)[where]
-        law = k[:, None] * leave_one_out(p1.log(), z, k, source).softmax(-1) + (1 - k[:, None]) * source
+        distribution = k[:, None] * leave_one_out(p1.log(), z, k, source).softmax(-1) + (1 - k[:, None]) * source
         if self.choose == "least_confident":
-            score = torch.zeros(where.shape).to(law).masked_scatter(where, law.gather(-1, z[:, None]))
+            score = torch.zeros(where.shape).to(distribution).masked_scatter(where, distribution.gather(-1, z[:, None]))
             chosen = best(score, where, torch.full_like(state.evaluations, self.sites))
-            law, where = law[chosen[where]], chosen
-        state.write(draws.rows(law, where), where)
+            distribution, where = distribution[chosen[where]], chosen
+        state.write(draws.rows(distribution, where), where)
 
     def random_sites(self, free: Tensor, draws: Draws) -> Tensor:
         """[B, L] bool: ``sites`` of the positions ``free`` in each sequence, without replacement."""

@@ -54,19 +54,20 @@ class GridSampler(Sampler):
 
 
 @dataclass(frozen=True)
-class LawSampler(GridSampler):
-    """A step is one draw from ``law``, the law of the next token of each position given the whole current text.
+class DistributionSampler(GridSampler):
+    """A step is one draw from ``distribution``, the distribution of the next token of each position given the whole
+    current text.
 
     Positions are drawn independently, so the transition of a text is the product over its positions. At time 1 every
     token is drawn from p_1t, whatever the discretisation of time has left undone.
     """
 
     @abstractmethod
-    def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
+    def distribution(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
         """[B, L, V]: from state.x at state.t to the times s [B], given the posterior p1 [B, L, V]."""
 
     def jump_probability(self, state: FlowState, s: Tensor) -> Tensor | None:
-        """[B], if ``law`` is that of drawing x1 ~ p_1t with this probability and staying otherwise; else None."""
+        """[B], if ``distribution`` is that of drawing x1 ~ p_1t with this probability and staying otherwise; else None."""
         return None
 
     def step(self, state: FlowState, draws: Draws) -> Step:
@@ -82,24 +83,24 @@ class LawSampler(GridSampler):
             state.advance(s, self.grid[-1])
             return
         p1 = yield Query(state.x, state.t, state.masked)
-        state.draw(finish(self.law(state, p1, s), p1, s), draws, self.path.source.mask_id)
+        state.draw(finish(self.distribution(state, p1, s), p1, s), draws, self.path.source.mask_id)
         state.advance(s, self.grid[-1])
 
 
 @dataclass(frozen=True)
-class GivenDataSampler(LawSampler):
-    """x1 ~ p_1t at every position, then X' ~ law_given(x1): for rates given x1, which exist for every path, also where
+class GivenDataSampler(DistributionSampler):
+    """x1 ~ p_1t at every position, then X' ~ distribution_given(x1): for rates given x1, which exist for every path, also where
     their posterior mean has no closed form."""
 
     @abstractmethod
-    def law_given(self, state: FlowState, x1: Tensor, s: Tensor) -> Tensor:
+    def distribution_given(self, state: FlowState, x1: Tensor, s: Tensor) -> Tensor:
         """[B, L, V] in the dtype of state.t, for the data tokens x1 [B, L]."""
 
-    def law(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
-        """The two draws of a step as one law: sums over x1, so for small vocabularies only."""
+    def distribution(self, state: FlowState, p1: Tensor, s: Tensor) -> Tensor:
+        """The two draws of a step as one distribution: sums over x1, so for small vocabularies only."""
         total = torch.zeros_like(p1)
         for token in range(p1.shape[-1]):
-            total += p1[..., token, None] * self.law_given(state, torch.full_like(state.x, token), s).to(p1)
+            total += p1[..., token, None] * self.distribution_given(state, torch.full_like(state.x, token), s).to(p1)
         return total
 
     def step(self, state: FlowState, draws: Draws) -> Step:
@@ -109,16 +110,16 @@ class GivenDataSampler(LawSampler):
             return
         p1 = yield Query(state.x, state.t, state.masked)
         x1 = draws.categorical(p1, state.free)
-        law = self.law_given(state, x1, s)
-        law = finish(law, delta(x1, law.shape[-1], law), s)
-        state.draw(law, draws, self.path.source.mask_id)
+        distribution = self.distribution_given(state, x1, s)
+        distribution = finish(distribution, delta(x1, distribution.shape[-1], distribution), s)
+        state.draw(distribution, draws, self.path.source.mask_id)
         state.advance(s, self.grid[-1])
 
 
-def finish(law: Tensor, p1: Tensor, s: Tensor) -> Tensor:
-    """The law of a step [B, L, V], replaced by p_1t in sequences that step to time 1."""
+def finish(distribution: Tensor, p1: Tensor, s: Tensor) -> Tensor:
+    """The distribution of a step [B, L, V], replaced by p_1t in sequences that step to time 1."""
     last = s >= 1
-    return torch.where(last[:, None, None], p1, law) if last.any() else law
+    return torch.where(last[:, None, None], p1, distribution) if last.any() else distribution
 
 
 def kappas(scheduler: Scheduler, t: Tensor, s: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from decoding.inputs.checks import check_range
 from dfm.draws import Draws
 from dfm.paths.sources import Source
 from dfm.rates.guidance import guide_logits
-from dfm.rates.posterior import PosteriorModel, posterior_law
+from dfm.rates.posterior import PosteriorModel, posterior_distribution
 from dfm.sampling.state import FlowState, Query, Sampler, Step
 
 
@@ -63,7 +63,7 @@ class Posterior:
         x, masked = query.x, query.masked
         if query.only is not None:
             logits, x, masked = logits[query.only], x[query.only], masked[query.only]
-        return posterior_law(
+        return posterior_distribution(
             logits,
             x,
             masked,

@@ -74,12 +74,12 @@ class FlowState:
         self.x = torch.where(where, mask_id, self.x)
         self.masked = self.masked | where
 
-    def draw(self, law: Tensor, draws: Draws, mask_id: int | None) -> None:
-        """Draw all free positions from ``law`` [B, L, V].
+    def draw(self, distribution: Tensor, draws: Draws, mask_id: int | None) -> None:
+        """Draw all free positions from ``distribution`` [B, L, V].
 
         No posterior gives the mask token a probability, so what is drawn in its column is the source's noise.
         """
-        tokens = draws.categorical(law, self.free)
+        tokens = draws.categorical(distribution, self.free)
         noise = torch.zeros_like(self.masked) if mask_id is None else tokens == mask_id
         self.write(tokens, ~noise)
         if mask_id is not None:
@@ -96,8 +96,9 @@ class Query:
     """One evaluation: the answer is p_1t [B, L, V] for the texts x [B, L] at times t [B].
 
     masked: [B, L] bool as in FlowState. conditional: False asks the unconditional model of classifier-free guidance.
-    carry_over: False leaves the network's own law at revealed positions of a mask source.
-    only: [B, L] bool, the positions whose law is wanted, if not of all: the answer is then [N, V], in order of position.
+    carry_over: False leaves the network's own distribution at revealed positions of a mask source.
+    only: [B, L] bool, the positions whose distribution is wanted, if not of all: the answer is then [N, V], in order
+        of position.
     """
 
     x: Tensor
@@ -120,7 +121,7 @@ class Sampler(ABC):
         named ``module:Class``.
     sources: kinds of source it works for. on_grid: it walks along a grid of times, one or more evaluations a step; others
         choose their own number. keeps: with a mask source, what it has revealed stays. ranks_positions: it ranks them by
-        their laws, so that laws sharpened to one token would leave it nothing to rank by.
+        their distributions, so that distributions sharpened to one token would leave it nothing to rank by.
     """
 
     name: ClassVar[str] = ""

@@ -164,7 +164,7 @@ def sweep(
 
     A sweep that was killed goes on where it was. With --control, the table is that of arXiv 2509.04185: a model trained
     with next-token loss against one trained for set blocks, NTP mode and bounds, with the speed-up in forwards. Sampling
-    is from the plain law: no top-k, no top-p.
+    is from the plain distribution: no top-k, no top-p.
     """
     _need_lm_eval()
     need_extra("eval", ("matplotlib",))

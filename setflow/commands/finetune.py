@@ -99,7 +99,7 @@ def distill_data(
     ] = 16,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of each text.")] = 256,
     temperature: Annotated[
-        float, typer.Option(metavar="T", min=0.0, help="1 is the model's own law, 0 is greedy.")
+        float, typer.Option(metavar="T", min=0.0, help="1 is the model's own distribution, 0 is greedy.")
     ] = 1.0,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Texts that are sampled at once.")] = 32,
     seed: Annotated[int, typer.Option(metavar="S")] = 0,

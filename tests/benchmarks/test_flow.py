@@ -1,4 +1,4 @@
-"""The flow-matching measurements: bounds against known likelihoods, judged samples, sweeps that go on, one law."""
+"""The flow-matching measurements: bounds against known likelihoods, judged samples, sweeps that go on, one distribution."""
 
 import math
 import sys
@@ -36,10 +36,10 @@ def exact_network(source: str):
     def make(model, real, traits, scheduler):
         def network(z, t, frozen):
             shape, k = (*z.shape, ALLOWED + (source == "mask")), scheduler.kappa(t)[:, None, None]
-            law = torch.full(shape, 1 / ALLOWED, dtype=torch.float64)
+            distribution = torch.full(shape, 1 / ALLOWED, dtype=torch.float64)
             if source == "uniform":
-                law = (1 - k) * law + k * torch.nn.functional.one_hot(z, shape[-1])
-            return law.log()
+                distribution = (1 - k) * distribution + k * torch.nn.functional.one_hot(z, shape[-1])
+            return distribution.log()
 
         return network
 
@@ -91,8 +91,8 @@ def test_samples_are_judged_behind_what_was_given():
     judge, texts = build("llama"), [[5, 9, 30, 41], [7, 7, 60, 12, 3]]
     nats = judging.judged_nats(judge, texts, [2, 0])
     assert [len(tokens) for tokens in nats] == [2, 4]
-    law = judge(input_ids=torch.tensor([texts[0]])).logits[0].log_softmax(-1)
-    assert torch.allclose(nats[0], -torch.stack([law[1, 30], law[2, 41]]), atol=1e-5)
+    distribution = judge(input_ids=torch.tensor([texts[0]])).logits[0].log_softmax(-1)
+    assert torch.allclose(nats[0], -torch.stack([distribution[1, 30], distribution[2, 41]]), atol=1e-5)
 
 
 def test_two_generative_perplexities():
@@ -186,14 +186,14 @@ def test_figures_are_small(tmp_path):
 
 @pytest.mark.parametrize("name", ["mask", "uniform"])
 def test_the_table_of_the_comparison_is_an_exact_posterior(name):
-    """Many steps of our sampler on it give the data law."""
+    """Many steps of our sampler on it give the data distribution."""
     source = euler.make_source(name, 2 + (name == "mask"))
     table = peer.Table(source, 2, 2)
     out = euler.run_ours(table, source, euler.start_text(source, 3000, 2), 24)
-    law = torch.bincount(table.index(out), minlength=len(table.states)) / 3000
+    distribution = torch.bincount(table.index(out), minlength=len(table.states)) / 3000
     expected = torch.zeros(len(table.states), dtype=torch.float64)
     expected[table.index(table.texts)] = table.data
-    assert (law - expected).abs().sum() / 2 < 0.04
+    assert (distribution - expected).abs().sum() / 2 < 0.04
     assert (expected - 0.25).abs().sum() / 2 > 0.1 if name == "uniform" else True
 
 

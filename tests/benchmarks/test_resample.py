@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.command import main
-from benchmarks.resample.exact import exact_law, measure_exactness, trained_law
+from benchmarks.resample.exact import exact_distribution, measure_exactness, trained_distribution
 from benchmarks.resample.likelihood import _over_documents, document_losses, measure_likelihood, next_token_losses
 from benchmarks.resample.samples import FORWARDS, equal_forwards, measure_samples, resample
 from eval.bench.prompts import PromptSet
@@ -37,19 +37,21 @@ def test_losses_of_a_document_are_those_of_uncached_runs(model):
 
 
 @torch.no_grad()
-def test_the_exact_law_is_that_of_texts_of_two_tokens(model):
-    """All pairs that may follow, with their probabilities: the law of the first among those with the second."""
+def test_the_exact_distribution_is_that_of_texts_of_two_tokens(model):
+    """All pairs that may follow, with their probabilities: the distribution of the first among those with the second."""
     start, pairs = TEXT[:3], {}
     first = model(torch.tensor([start])).logits[0, -1].softmax(-1)
     for token, probability in enumerate(first.tolist()):
         pairs[token] = probability * model(torch.tensor([[*start, token]])).logits[0, -1].softmax(-1)[TEXT[4]].item()
     expected = torch.tensor(list(pairs.values())) / sum(pairs.values())
-    assert torch.allclose(exact_law(model, TEXT, 3).exp(), expected, atol=1e-6)
+    assert torch.allclose(exact_distribution(model, TEXT, 3).exp(), expected, atol=1e-6)
 
 
-def test_the_trained_law_is_told_apart_from_the_exact_one(model):
+def test_the_trained_distribution_is_told_apart_from_the_exact_one(model):
     assert torch.allclose(
-        trained_law(model, TEXT, 3), uncached_previous(model, ResampleConfig(), TEXT, 3, 2).log_softmax(-1), atol=1e-4
+        trained_distribution(model, TEXT, 3),
+        uncached_previous(model, ResampleConfig(), TEXT, 3, 2).log_softmax(-1),
+        atol=1e-4,
     )
     found = measure_exactness(model, [TEXT], 5)
     assert found["exact_tokens"] == 5 and found["drawn_cost"] > found["exact_entropy"] > 0

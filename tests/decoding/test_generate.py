@@ -185,7 +185,7 @@ def test_sampling_follows_seed_and_settings(shared_model, prompts, decoder, sett
 def test_sampling_from_one_token_is_greedy(shared_model, prompts, decoder):
     model, inputs = shared_model("llama"), prompts(5, 8)
     greedy = model.generate(**inputs, max_new_tokens=12, do_sample=False, custom_generate=decoder)
-    if decoder is SBD:  # the law cut to one token has no entropy and no rank, so measure before the cut
+    if decoder is SBD:  # the distribution cut to one token has no entropy and no rank, so measure before the cut
         decoder = SetBlockDecoder(block_size=5, rule=TopK(2), entropy_from="raw")
     sampled = model.generate(**inputs, max_new_tokens=12, do_sample=True, top_k=1, custom_generate=decoder)
     assert torch.equal(sampled, greedy)

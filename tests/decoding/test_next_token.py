@@ -1,4 +1,4 @@
-"""Next-token decoding: token for token what transformers generates, and its law when sampling."""
+"""Next-token decoding: token for token what transformers generates, and its distribution when sampling."""
 
 import itertools
 
@@ -100,13 +100,13 @@ def test_logprobs_are_those_of_a_plain_forward(shared_model, prompts, new_tokens
     for i, length in enumerate((6, 11)):
         text = inputs["input_ids"][i, 11 - length :].tolist() + new_tokens(output, i, 11)
         with torch.no_grad():
-            law = model(input_ids=torch.tensor([text])).logits[0].log_softmax(-1)
-        expected = torch.stack([law[t - 1, text[t]] for t in range(length, len(text))])
+            distribution = model(input_ids=torch.tensor([text])).logits[0].log_softmax(-1)
+        expected = torch.stack([distribution[t - 1, text[t]] for t in range(length, len(text))])
         torch.testing.assert_close(output.logprobs[i, : len(expected)], expected, atol=1e-4, rtol=1e-4)
         assert output.logprobs[i, len(expected) :].isnan().all()
 
 
-# Laws on a vocabulary of six tokens, where all texts of a length can be enumerated.
+# Distributions on a vocabulary of six tokens, where all texts of a length can be enumerated.
 
 SETTINGS = {
     "plain": {},
@@ -134,22 +134,22 @@ def warpers(settings: dict) -> LogitsProcessorList:
     return steps
 
 
-def exact_law(model, prompt: list[int], length: int, steps: LogitsProcessorList) -> torch.Tensor:
+def exact_distribution(model, prompt: list[int], length: int, steps: LogitsProcessorList) -> torch.Tensor:
     """Probabilities [V, V, ...] of all texts of ``length`` tokens."""
     vocab = model.config.vocab_size
-    law = torch.ones([vocab] * length, dtype=torch.float64)
+    distribution = torch.ones([vocab] * length, dtype=torch.float64)
     for depth in range(length):
         for start in itertools.product(range(vocab), repeat=depth):
             ids = torch.tensor([[*prompt, *start]])
             with torch.no_grad():
                 scores = steps(ids, model(input_ids=ids).logits[:, -1].clone())
             shape = [vocab] + [1] * (length - depth - 1)
-            law[start] *= scores[0].double().softmax(-1).reshape(shape)
-    return law
+            distribution[start] *= scores[0].double().softmax(-1).reshape(shape)
+    return distribution
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_sampled_texts_follow_the_exact_law(shared_model, monkeypatch, name):
+def test_sampled_texts_follow_the_exact_distribution(shared_model, monkeypatch, name):
     monkeypatch.setattr("decoding.forward.cache.GROWTH", 4)  # thousands of sequences, each a few tokens long
     model = shared_model("llama", vocab_size=6, initializer_range=0.2)
     prompt, length, count = [3, 1], 2, 1000
@@ -165,9 +165,9 @@ def test_sampled_texts_follow_the_exact_law(shared_model, monkeypatch, name):
         **arguments,
     )
     assert output.shape == (count, 4)
-    law = exact_law(model, prompt, length, warpers(SETTINGS[name]))
-    assert chi_square_z(output[:, 2:], law) < 3.8
-    other = exact_law(model, prompt, length, warpers({"temperature": 0.8}))
+    distribution = exact_distribution(model, prompt, length, warpers(SETTINGS[name]))
+    assert chi_square_z(output[:, 2:], distribution) < 3.8
+    other = exact_distribution(model, prompt, length, warpers({"temperature": 0.8}))
     assert chi_square_z(output[:, 2:], other) > 6
 
 

@@ -52,9 +52,9 @@ def with_entropies(entropy: list[float]) -> RowScores:
 def test_scores_are_those_of_the_softmax():
     logits = random_logits(0, 3, 5, 11)
     scores = RowScores.of(logits)
-    law = torch.distributions.Categorical(logits=logits)
-    top = law.probs.sort(-1, descending=True).values
-    torch.testing.assert_close(scores.entropy, law.entropy())
+    distribution = torch.distributions.Categorical(logits=logits)
+    top = distribution.probs.sort(-1, descending=True).values
+    torch.testing.assert_close(scores.entropy, distribution.entropy())
     torch.testing.assert_close(scores.confidence, top[..., 0])
     torch.testing.assert_close(scores.margin, top[..., 0] - top[..., 1])
 

@@ -1,4 +1,4 @@
-"""Laws and draws: processors applied as transformers applies them, draws that do not depend on the batch."""
+"""Distributions and draws: processors applied as transformers applies them, draws that do not depend on the batch."""
 
 import math
 

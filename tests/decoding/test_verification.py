@@ -13,36 +13,36 @@ V, LENGTH = 5, 3
 
 @pytest.fixture
 def tables():
-    """p(x_i | x_<i) for every prefix, and draft laws q_i that know nothing of each other."""
+    """p(x_i | x_<i) for every prefix, and draft distributions q_i that know nothing of each other."""
     generator = torch.Generator().manual_seed(0)
 
-    def law():
+    def distribution():
         return torch.rand(V, generator=generator, dtype=torch.float64).pow(3).add(1e-3).div_(1)
 
-    p = {prefix: law() for n in range(LENGTH + 1) for prefix in itertools.product(range(V), repeat=n)}
+    p = {prefix: distribution() for n in range(LENGTH + 1) for prefix in itertools.product(range(V), repeat=n)}
     p = {prefix: weights / weights.sum() for prefix, weights in p.items()}
-    q = [law() for _ in range(LENGTH)]
+    q = [distribution() for _ in range(LENGTH)]
     return p, [weights / weights.sum() for weights in q]
 
 
-def chain_law(p):
-    """The law of the first LENGTH tokens under p."""
-    law = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+def chain_distribution(p):
+    """The distribution of the first LENGTH tokens under p."""
+    distribution = torch.zeros((V,) * LENGTH, dtype=torch.float64)
     for x in itertools.product(range(V), repeat=LENGTH):
-        law[x] = torch.stack([p[x[:i]][x[i]] for i in range(LENGTH)]).prod()
-    return law
+        distribution[x] = torch.stack([p[x[:i]][x[i]] for i in range(LENGTH)]).prod()
+    return distribution
 
 
-def emitted_law(p, drafts_with_odds, q):
-    """Exact law of the first LENGTH tokens when drafts are verified, and all that follow are drawn from p.
+def emitted_distribution(p, drafts_with_odds, q):
+    """Exact distribution of the first LENGTH tokens when drafts are verified, and all that follow are drawn from p.
 
     ``drafts_with_odds``: pairs (draft, its probability). With ``q`` the ratio test, with None the point-mass test.
     """
-    law = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+    distribution = torch.zeros((V,) * LENGTH, dtype=torch.float64)
 
     def spread(prefix, weight):
         if len(prefix) >= LENGTH:
-            law[prefix[:LENGTH]] += weight
+            distribution[prefix[:LENGTH]] += weight
             return
         for x in range(V):
             spread((*prefix, x), weight * p[prefix][x])
@@ -62,7 +62,7 @@ def emitted_law(p, drafts_with_odds, q):
                     spread((*draft[:j], x), weight * (1 - accept) * rest[x] / rest.sum())
             weight = weight * accept
         spread(tuple(draft), weight)
-    return law
+    return distribution
 
 
 def independent(q):
@@ -81,24 +81,24 @@ def total_variation(a, b):
     return float((a - b).abs().sum() / 2)
 
 
-def test_ratio_test_on_independent_drafts_gives_the_law_exactly(tables):
+def test_ratio_test_on_independent_drafts_gives_the_distribution_exactly(tables):
     p, q = tables
-    assert total_variation(emitted_law(p, independent(q), q), chain_law(p)) < 1e-12
+    assert total_variation(emitted_distribution(p, independent(q), q), chain_distribution(p)) < 1e-12
 
 
 def test_ratio_test_on_drafts_cut_by_their_values_does_not(tables):
     p, q = tables
-    assert total_variation(emitted_law(p, cut_by_value(q), q), chain_law(p)) > 0.01
+    assert total_variation(emitted_distribution(p, cut_by_value(q), q), chain_distribution(p)) > 0.01
 
 
 def test_point_mass_test_is_exact_for_drafts_from_anywhere(tables):
     p, q = tables
-    assert total_variation(emitted_law(p, cut_by_value(q), None), chain_law(p)) < 1e-12
-    assert total_variation(emitted_law(p, [((4, 0, 1), 1.0)], None), chain_law(p)) < 1e-12
+    assert total_variation(emitted_distribution(p, cut_by_value(q), None), chain_distribution(p)) < 1e-12
+    assert total_variation(emitted_distribution(p, [((4, 0, 1), 1.0)], None), chain_distribution(p)) < 1e-12
 
 
 def refined(joint, p):
-    """Drafts of two tokens, the second drawn first and the first given it: any-order refinement of a joint law."""
+    """Drafts of two tokens, the second drawn first and the first given it: any-order refinement of a joint distribution."""
     for d in itertools.product(range(V), repeat=2):
         yield d, joint[d]
 
@@ -108,13 +108,14 @@ def test_ratio_test_on_drafts_drawn_in_another_order_does_not(tables):
     generator = torch.Generator().manual_seed(1)
     joint = torch.rand(V, V, generator=generator, dtype=torch.float64).pow(3)
     joint /= joint.sum()
-    # The second token was drawn from its own law, the first from its law given the second: those are the q's it has.
+    # The second token was drawn from its own distribution, the first from its distribution given the second: those
+    # are the q's it has.
     second, first_given_second = joint.sum(0), joint / joint.sum(0)
-    law = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+    distribution = torch.zeros((V,) * LENGTH, dtype=torch.float64)
     for d, odds in refined(joint, p):
-        law += emitted_law(p, [(d, odds)], [first_given_second[:, d[1]], second])
-    assert total_variation(law, chain_law(p)) > 0.01
-    assert total_variation(emitted_law(p, refined(joint, p), None), chain_law(p)) < 1e-12
+        distribution += emitted_distribution(p, [(d, odds)], [first_given_second[:, d[1]], second])
+    assert total_variation(distribution, chain_distribution(p)) > 0.01
+    assert total_variation(emitted_distribution(p, refined(joint, p), None), chain_distribution(p)) < 1e-12
 
 
 def many(count: int, p, draft: list[int], q):
@@ -123,18 +124,18 @@ def many(count: int, p, draft: list[int], q):
     return p.expand(count, -1, -1), drafts, lengths, None if q is None else q.expand(count, -1, -1)
 
 
-@pytest.mark.parametrize("with_laws", [True, False])
-def test_verify_sampled_follows_the_algebra(tables, with_laws):
+@pytest.mark.parametrize("with_distributions", [True, False])
+def test_verify_sampled_follows_the_algebra(tables, with_distributions):
     p, q = tables
     draft = [0, 3, 2]
     scores = torch.stack([p[tuple(draft[:j])] for j in range(LENGTH + 1)]).log()
-    laws = torch.stack(q).log() if with_laws else None
+    distributions = torch.stack(q).log() if with_distributions else None
     expected = torch.zeros(LENGTH + 1, V, dtype=torch.float64)
     reached = torch.ones((), dtype=torch.float64)
     for j, d in enumerate(draft):
         here = p[tuple(draft[:j])]
-        accept = torch.clamp(here[d] / q[j][d], max=1) if with_laws else here[d]
-        rest = (here - q[j]).clamp_min(0) if with_laws else here.clone().index_fill(0, torch.tensor(d), 0)
+        accept = torch.clamp(here[d] / q[j][d], max=1) if with_distributions else here[d]
+        rest = (here - q[j]).clamp_min(0) if with_distributions else here.clone().index_fill(0, torch.tensor(d), 0)
         if accept < 1:
             expected[j] = reached * (1 - accept) * rest / rest.sum()
         reached = reached * accept
@@ -142,7 +143,9 @@ def test_verify_sampled_follows_the_algebra(tables, with_laws):
 
     runs, seen = 20_000, torch.zeros(LENGTH + 1, V)
     uniform = torch.rand(runs, LENGTH + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    accepted, token = verify_sampled(*many(runs, scores.exp(), draft, laws if laws is None else laws.exp()), uniform)
+    accepted, token = verify_sampled(
+        *many(runs, scores.exp(), draft, distributions if distributions is None else distributions.exp()), uniform
+    )
     seen.index_put_((accepted, token), torch.ones(runs), accumulate=True)
     possible = expected > 0
     assert seen[~possible].sum() == 0

@@ -192,8 +192,8 @@ def decode_with_seed(model, decoder, ids, config, seed):
 
     sequences = make_sequences(model, ids, None, config.max_length)
     sequences[0].generator.manual_seed(seed)
-    law = LogitsPipeline(LogitsProcessorList(), True, MASK, 1)
-    batch = Batch(sequences, law, Stopping(), MASK, config=model.config)
+    distribution = LogitsPipeline(LogitsProcessorList(), True, MASK, 1)
+    batch = Batch(sequences, distribution, Stopping(), MASK, config=model.config)
     engine = Engine(model)
     decode(engine, decoder, batch, engine.new_cache(1))
     return sequences[0]

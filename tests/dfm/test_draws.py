@@ -24,13 +24,13 @@ def test_numbers_drawn_at_once_are_those_drawn_one_by_one():
 
 @pytest.mark.parametrize("numbers", [1, 14, 2**21])
 def test_tokens_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, numbers):
-    """Of laws of 7 tokens: one, two, or all of them together."""
+    """Of distributions of 7 tokens: one, two, or all of them together."""
     monkeypatch.setattr(drawing, "NUMBERS_AT_ONCE", numbers)
-    laws = torch.rand(3, 3, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    tokens = Draws.seeded(3, 4, 5).categorical(laws, WHERE)
+    distributions = torch.rand(3, 3, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    tokens = Draws.seeded(3, 4, 5).categorical(distributions, WHERE)
     for row, seed in enumerate((3, 4, 5)):
         generator = torch.Generator().manual_seed(seed)
-        expected = [draw(law[None], [generator]).item() for law in laws[row][WHERE[row]]]
+        expected = [draw(distribution[None], [generator]).item() for distribution in distributions[row][WHERE[row]]]
         assert tokens[row][WHERE[row]].tolist() == expected
     assert (tokens[~WHERE] == 0).all()
 

@@ -47,11 +47,13 @@ def test_infilling_sees_both_sides(shared_model):
     ids = torch.arange(3, 11)[None]
     fixed = torch.ones(1, 8, dtype=torch.bool)
     fixed[0, 3] = False
-    laws = []
+    distributions = []
     for last in (20, 21):
         ids[0, 7] = last
-        laws.append([int(FlowDecoder(steps=1).infill(model, ids, fixed, seed=s).tokens[0, 3]) for s in range(60)])
-    assert laws[0] != laws[1]
+        distributions.append(
+            [int(FlowDecoder(steps=1).infill(model, ids, fixed, seed=s).tokens[0, 3]) for s in range(60)]
+        )
+    assert distributions[0] != distributions[1]
     assert (
         FlowDecoder(steps=1).infill(model, ids, fixed, temperature=0.0, seed=1).tokens[0, 3]
         == FlowDecoder(steps=1, sampler="topk").infill(model, ids, fixed, temperature=0.0, seed=2).tokens[0, 3]

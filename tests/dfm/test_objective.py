@@ -162,7 +162,7 @@ def test_the_loss_is_the_mean_over_its_labels(source):
 
 
 def test_the_bound_of_a_uniform_guess_is_the_entropy_of_a_guess():
-    """With a mask source and any law that is the same at all times the bound integrates to its cross-entropy."""
+    """With a mask source and any distribution that is the same at all times the bound integrates to its cross-entropy."""
     model = build("llama")
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
@@ -318,10 +318,10 @@ def test_impossible_settings(settings, message):
         FlowObjective(**settings)
 
 
-def test_batch_draws_have_the_law():
+def test_batch_draws_have_the_distribution():
     draws = BatchDraws(torch.Generator().manual_seed(0))
-    law, where = torch.tensor([0.2, 0.0, 0.8]).expand(40, 100, 3), torch.ones(40, 100, dtype=torch.bool)
+    distribution, where = torch.tensor([0.2, 0.0, 0.8]).expand(40, 100, 3), torch.ones(40, 100, dtype=torch.bool)
     where[:, 50:] = False
-    tokens = draws.categorical(law, where)
+    tokens = draws.categorical(distribution, where)
     assert abs((tokens[:, :50] == 2).float().mean() - 0.8) < 0.03 and not (tokens == 1).any()
     assert (tokens[:, 50:] == 0).all() and (draws.uniform(where)[~where] == 0).all()

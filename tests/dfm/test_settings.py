@@ -155,8 +155,8 @@ def test_what_a_model_was_not_trained_for(shared_model, fresh_model, prompts):
 
 def test_likeliest_draws_take_the_likeliest_and_still_pick_places():
     draws = LikeliestDraws([torch.Generator().manual_seed(0)])
-    law = torch.tensor([[[0.4, 0.6], [0.9, 0.1]]])
-    assert draws.categorical(law, torch.tensor([[True, True]])).tolist() == [[1, 0]]
+    distribution = torch.tensor([[[0.4, 0.6], [0.9, 0.1]]])
+    assert draws.categorical(distribution, torch.tensor([[True, True]])).tolist() == [[1, 0]]
     picks = {draws.pick(torch.ones(1, 4, dtype=torch.bool)).float().argmax().item() for _ in range(40)}
     assert picks == {0, 1, 2, 3}
 

@@ -1,4 +1,5 @@
-"""Toys whose every law can be written down: a data law over all texts, its exact posterior, exact transitions.
+"""Toys whose every distribution can be written down: a data distribution over all texts, its exact posterior, exact
+transitions.
 
 Shapes: L positions, V vocabulary, S = V^L states. Everything in float64.
 """
@@ -19,7 +20,7 @@ from dfm.sampling.state import FlowState
 
 
 def dirichlet(count: int, seed: int = 0, concentration: float = 1.0) -> Tensor:
-    """A random law of ``count`` outcomes."""
+    """A random distribution of ``count`` outcomes."""
     return torch.tensor(np.random.default_rng(seed).dirichlet(concentration * np.ones(count)))
 
 
@@ -32,7 +33,7 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 
 class Toy:
-    """Data law over texts of ``length`` tokens 0 .. ``tokens`` - 1 on a path, and the exact posterior network of it.
+    """Data distribution over texts of ``length`` tokens 0 .. ``tokens`` - 1 on a path, and the exact posterior network of it.
 
     states: [S, L] all texts of the vocabulary, mask included. data: [S] probabilities of the clean ones.
     """
@@ -44,9 +45,9 @@ class Toy:
         self.data = torch.zeros(len(self.states), dtype=torch.float64)
         self.data[clean] = dirichlet(tokens**length, seed, concentration)
 
-    def _given(self, t: Tensor, law) -> Tensor:
-        """law(x1, t) of every token of a text, [S (x1), L, V]."""
-        return law(self.states, t.expand(len(self.states)))
+    def _given(self, t: Tensor, distribution) -> Tensor:
+        """distribution(x1, t) of every token of a text, [S (x1), L, V]."""
+        return distribution(self.states, t.expand(len(self.states)))
 
     def reach(self, t: Tensor) -> Tensor:
         """[S (x1), S (z)]: p_t(z | x1)."""
@@ -63,16 +64,16 @@ class Toy:
         parts = [dp[..., i] * p[..., [j for j in range(self.length) if j != i]].prod(-1) for i in range(self.length)]
         return self.data @ sum(parts)
 
-    def _pick(self, laws: Tensor) -> Tensor:
-        """[S, L, V] laws of texts -> [S, S, L] probability of token i of every state."""
-        return torch.stack([laws[:, i, self.states[:, i]] for i in range(self.length)], dim=-1)
+    def _pick(self, distributions: Tensor) -> Tensor:
+        """[S, L, V] distributions of texts -> [S, S, L] probability of token i of every state."""
+        return torch.stack([distributions[:, i, self.states[:, i]] for i in range(self.length)], dim=-1)
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
         """p_1t [B, L, V] for texts x [B, L] at times t [B]; uniform where a text cannot be reached."""
         count = len(self.states)
         every_x1, every_t = self.states.repeat(len(x), 1), t.repeat_interleave(count)
-        laws = self.path.marginal(every_x1, every_t).reshape(len(x), count, self.length, self.vocab_size)
-        reach = laws.gather(-1, x[:, None, :, None].expand(-1, count, -1, 1)).squeeze(-1).prod(-1)
+        distributions = self.path.marginal(every_x1, every_t).reshape(len(x), count, self.length, self.vocab_size)
+        reach = distributions.gather(-1, x[:, None, :, None].expand(-1, count, -1, 1)).squeeze(-1).prod(-1)
         weight = self.data * reach
         weight = torch.where(weight.sum(-1, keepdim=True) > 0, weight, self.data)
         weight = weight / weight.sum(-1, keepdim=True)
@@ -97,29 +98,31 @@ class Toy:
         keep = torch.zeros_like(state.masked) if self.path.source.mask_id is None else ~state.masked
         return torch.where(keep[..., None], stays, p1)
 
-    def transition(self, law: Tensor) -> Tensor:
-        """[S, S'] from laws [S, L, V]: the product over positions."""
-        return self._pick(law).prod(-1)
+    def transition(self, distribution: Tensor) -> Tensor:
+        """[S, S'] from distributions [S, L, V]: the product over positions."""
+        return self._pick(distribution).prod(-1)
 
     def push(self, start: Tensor, sampler, t: float, s: float) -> Tensor:
-        """The law [S] of the text after one step of a LawSampler from the law ``start`` [S], exactly."""
+        """The distribution [S] of the text after one step of a DistributionSampler from the distribution ``start``
+        [S], exactly.
+        """
         state = self.everywhere(t)
         p1, later = self.reachable(self.posterior(state.x, state.t), state), times(s).repeat(len(self.states))
-        return start @ self.transition(finish(sampler.law(state, p1, later), p1, later))
+        return start @ self.transition(finish(sampler.distribution(state, p1, later), p1, later))
 
     def run(self, sampler) -> Tensor:
-        """The law [S] of the text after the whole grid of a LawSampler."""
-        law = self.marginal(times(0.0)[0])
+        """The distribution [S] of the text after the whole grid of a DistributionSampler."""
+        distribution = self.marginal(times(0.0)[0])
         for t, s in itertools.pairwise(sampler.grid):
-            law = self.push(law, sampler, t, s)
-        return law
+            distribution = self.push(distribution, sampler, t, s)
+        return distribution
 
     def index(self, x: Tensor) -> Tensor:
         """Which states the texts x [B, L] are."""
         return x @ torch.tensor([self.vocab_size**i for i in reversed(range(self.length))])
 
     def enumerate(self, sampler, start: FlowState, to_end: bool = True) -> Tensor:
-        """The law [S] that ``sampler`` makes of a state of one sequence, by running every branch of its draws."""
+        """The distribution [S] that ``sampler`` makes of a state of one sequence, by running every branch of its draws."""
 
         def run(draws: Draws) -> int:
             state = FlowState(**{name: value.clone() for name, value in vars(start).items()})
@@ -128,10 +131,10 @@ class Toy:
                 if not to_end or state.done.all():
                     return int(self.index(state.x)[0])
 
-        law = torch.zeros(len(self.states), dtype=torch.float64)
+        distribution = torch.zeros(len(self.states), dtype=torch.float64)
         for text, probability in branches(run):
-            law[text] += probability
-        return law
+            distribution[text] += probability
+        return distribution
 
     def _answer(self, query, state: FlowState) -> Tensor:
         state.evaluations += ~state.done
@@ -151,10 +154,10 @@ class _ScriptedDraws(Draws):
     def __init__(self, script: tuple[int, ...]):
         self.script, self.probability = list(script), 1.0
 
-    def categorical(self, law: Tensor, where: Tensor) -> Tensor:
+    def categorical(self, distribution: Tensor, where: Tensor) -> Tensor:
         tokens = torch.zeros(where.shape, dtype=torch.long)
         for b, i in where.nonzero().tolist():
-            p = law[b, i].double().clamp_min(0)
+            p = distribution[b, i].double().clamp_min(0)
             if not self.script:
                 raise _Branch((p > 1e-14).nonzero()[:, 0].tolist())
             token = self.script.pop(0)
@@ -162,9 +165,9 @@ class _ScriptedDraws(Draws):
             tokens[b, i] = token
         return tokens
 
-    def rows(self, law: Tensor, where: Tensor) -> Tensor:
-        spread = torch.zeros(*where.shape, law.shape[-1], dtype=law.dtype)
-        spread[where] = law
+    def rows(self, distribution: Tensor, where: Tensor) -> Tensor:
+        spread = torch.zeros(*where.shape, distribution.shape[-1], dtype=distribution.dtype)
+        spread[where] = distribution
         return self.categorical(spread, where)
 
     def happens(self, probability: Tensor, where: Tensor) -> Tensor:
@@ -189,5 +192,5 @@ def branches(run):
             yield result, draws.probability
 
 
-def entropy(law: Tensor) -> float:
-    return -sum(p * math.log(p) for p in law.flatten().tolist() if p > 0)
+def entropy(distribution: Tensor) -> float:
+    return -sum(p * math.log(p) for p in distribution.flatten().tolist() if p > 0)

@@ -1,4 +1,4 @@
-"""Self-distillation data: the model's own law, resumable, and in the form that recipes take."""
+"""Self-distillation data: the model's own distribution, resumable, and in the form that recipes take."""
 
 import pytest
 import torch
@@ -18,14 +18,14 @@ def test_whole_texts_are_sampled_from_bos_on(settings):
     assert not any(line["text"].startswith("<bos>") for line in texts)
 
 
-def test_samples_follow_the_models_own_law(folder, fresh_model, settings):
+def test_samples_follow_the_models_own_distribution(folder, fresh_model, settings):
     """The first token of many samples against the softmax of the model, temperature included."""
     generator = make_generator(settings(temperature=0.7, max_new_tokens=1))
     ids = torch.tensor([row[0] for row in generator([[BOS, 5]] * 4000, 1)])
     model = fresh_model("llama", eos_token_id=EOS, initializer_range=0.05)
-    law = (model(torch.tensor([[BOS, 5]])).logits[0, -1] / 0.7).softmax(-1)
-    seen = torch.bincount(ids, minlength=len(law)) / len(ids)
-    assert (seen - law).abs().sum() < 0.25 and (seen - 1 / len(law)).abs().sum() > 0.25
+    distribution = (model(torch.tensor([[BOS, 5]])).logits[0, -1] / 0.7).softmax(-1)
+    seen = torch.bincount(ids, minlength=len(distribution)) / len(ids)
+    assert (seen - distribution).abs().sum() < 0.25 and (seen - 1 / len(distribution)).abs().sum() > 0.25
 
 
 def test_greedy_completions_are_those_of_generate_for_prompts_of_any_length(folder, fresh_model, settings, tokenizer):

@@ -104,7 +104,7 @@ def test_equal_seeds_give_equal_texts_alone_and_in_a_batch(shared_model, tokeniz
     def check(case: Case) -> bool:
         model, inputs = shared_model(case.family), case.inputs()
         pick = random.Random(case.seed)
-        law = {
+        distribution = {
             "temperature": pick.choice([0.5, 1.0, 1.5]),
             "top_k": pick.choice([0, 9]),
             "top_p": pick.choice([0.8, 1.0]),
@@ -114,7 +114,7 @@ def test_equal_seeds_give_equal_texts_alone_and_in_a_batch(shared_model, tokeniz
             alone = Case(**{**vars(case), "lengths": case.lengths[:rows]})
             if case.criterion:
                 alone.criterion = tuple(values[:rows] for values in case.criterion)
-            arguments = alone.arguments(tokenizer, do_sample=True, custom_generate=case.decoder, **law)
+            arguments = alone.arguments(tokenizer, do_sample=True, custom_generate=case.decoder, **distribution)
             if "per place" in case.processors:
                 arguments["logits_processor"][case.processors.index("per place")].bias = torch.linspace(-3, 3, MASK + 1)
             forwards.clear()

@@ -40,8 +40,8 @@ def test_losses_are_those_of_uncached_runs(resample_model, family, window, rope_
         for document in range(len(LENGTHS)):
             text = row[ids == document].tolist()
             for i in range(1, len(text) - window + 1):
-                law = uncached_previous(model, ResampleConfig(**options), text, i, window).log_softmax(-1)
-                expected.append(-law[text[i]])
+                distribution = uncached_previous(model, ResampleConfig(**options), text, i, window).log_softmax(-1)
+                expected.append(-distribution[text[i]])
     assert set(offset.tolist()) == {1, 1 - window}
     torch.testing.assert_close(losses[offset < 0], torch.stack(expected), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(losses[offset == 1].mean(), NextTokenObjective()(model, batch)[0], rtol=1e-5, atol=1e-5)

@@ -91,9 +91,9 @@ def brute_force(model, config, prompt: list[int], decoder: ResampleDecoder, coun
         i = len(text) - 2
         for half in range(1, round(2 * decoder.iterations) + 1):
             if half % 2:
-                law = uncached_previous(model, config, text, i, 2).softmax(-1)
-                if decoder.accept == "gibbs" or law.max() >= decoder.threshold:
-                    text[i] = int(law.argmax())
+                distribution = uncached_previous(model, config, text, i, 2).softmax(-1)
+                if decoder.accept == "gibbs" or distribution.max() >= decoder.threshold:
+                    text[i] = int(distribution.argmax())
             else:
                 text[i + 1] = next_token(text[: i + 1])
     return text[len(prompt) :]
@@ -137,8 +137,8 @@ def test_batched_equals_single(resample_model, prompts, new_tokens, family, sett
 def run_batch(model, decoder, sequences, settings=(), ends=(), cache=None):
     settings = dict(settings)
     warpers = [TemperatureLogitsWarper(settings["temperature"])] if settings else []
-    law = LogitsPipeline(LogitsProcessorList(warpers), bool(settings), None, len(sequences))
-    batch = Batch(sequences, law, Stopping(frozenset(ends)), config=model.config)
+    distribution = LogitsPipeline(LogitsProcessorList(warpers), bool(settings), None, len(sequences))
+    batch = Batch(sequences, distribution, Stopping(frozenset(ends)), config=model.config)
     engine = Engine(model)
     decode(engine, decoder, batch, cache or engine.new_cache(len(sequences)))
     return sequences
@@ -223,7 +223,7 @@ def test_the_window_stops_at_an_end_that_was_resampled(k, schedule):
 
 
 def test_nothing_stands_behind_an_eos_that_was_drawn_anew(resample_model, recording_streamer):
-    """Only the oldest token, which a previous-token law may have made an EOS, has others behind it."""
+    """Only the oldest token, which a previous-token distribution may have made an EOS, has others behind it."""
     model, ends = resample_model(window=3), list(range(10, 30))
     for seed in range(6):
         torch.manual_seed(seed)
@@ -271,8 +271,8 @@ def test_the_limit_is_exact(resample_model, window, count):
     assert not any(output.revisions[0][1 - window :]) and (count < 10 or any(output.revisions[0]))
 
 
-def test_logprobs_are_those_of_the_law_drawn_from(resample_model):
-    """Greedy, k = 0.5: of the previous-token law for every token but the last."""
+def test_logprobs_are_those_of_the_distribution_drawn_from(resample_model):
+    """Greedy, k = 0.5: of the previous-token distribution for every token but the last."""
     model, config = resample_model(), ResampleConfig()
     output = model.generate(
         torch.tensor([[7, 8, 9]]), max_new_tokens=8, custom_generate=ResampleDecoder(), do_sample=False,
@@ -282,8 +282,8 @@ def test_logprobs_are_those_of_the_law_drawn_from(resample_model):
     # Only a token whose successor is not revised later stands beside the very token that it was judged by.
     for i in range(3, 9):
         if not output.revisions[0][i + 1 - 3]:
-            law = uncached_previous(model, config, text, i, 2).log_softmax(-1)
-            assert abs(law[text[i]] - output.logprobs[0, i - 3]) < 1e-4
+            distribution = uncached_previous(model, config, text, i, 2).log_softmax(-1)
+            assert abs(distribution[text[i]] - output.logprobs[0, i - 3]) < 1e-4
     last = model(torch.tensor([text]), use_cache=False).logits[0, -2].log_softmax(-1)
     if not output.revisions[0][-2]:
         assert abs(last[text[-1]] - output.logprobs[0, -1]) < 1e-4
@@ -291,17 +291,17 @@ def test_logprobs_are_those_of_the_law_drawn_from(resample_model):
 
 def test_accept_rules():
     raw = torch.tensor([[2.0, 1.0, 0.0], [0.0, 5.0, 0.0]])
-    law = LogitsPipeline(LogitsProcessorList([TemperatureLogitsWarper(0.5)]), True)
+    distribution = LogitsPipeline(LogitsProcessorList([TemperatureLogitsWarper(0.5)]), True)
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
     # softmax([2, 1, 0]) has a maximum of 0.665 at temperature 1 and of 0.867 at temperature 0.5.
     for threshold, expected in ((0.6, [0, 1]), (0.7, [2, 1]), (0.99, [2, 2])):
         rule = AcceptRule("argmax_threshold", threshold)
-        assert rule(law, raw.clone(), [2, 2], None, generators).tolist() == expected
-    assert AcceptRule(temperature=0)(law, raw.clone(), [2, 2], None, generators).tolist() == [0, 1]
+        assert rule(distribution, raw.clone(), [2, 2], None, generators).tolist() == expected
+    assert AcceptRule(temperature=0)(distribution, raw.clone(), [2, 2], None, generators).tolist() == [0, 1]
     count = 4000
     many = [torch.Generator().manual_seed(i) for i in range(count)]
     for temperature, expected in ((None, 0.867), (1.0, 0.665), (2.0, 0.506)):
-        tokens = AcceptRule(temperature=temperature)(law, raw[:1].repeat(count, 1), [2] * count, None, many)
+        tokens = AcceptRule(temperature=temperature)(distribution, raw[:1].repeat(count, 1), [2] * count, None, many)
         assert abs((tokens == 0).float().mean() - expected) < 4 * (0.25 / count) ** 0.5
 
 

@@ -43,13 +43,13 @@ def drawn(decoder, tables, count: int, batch: int = 4000) -> torch.Tensor:
     + [(1, "if_changed", "two_slot"), (1.5, "always", "two_slot"), (1.5, "if_changed", "plain")],
 )
 def test_sampler_follows_the_recursion(k, redraw, schedule):
-    """Chi-square on a small toy, which sees a law that is off by far less than the TV that the large test allows."""
+    """Chi-square on a small toy, which sees a distribution that is off by far less than the TV that the large test allows."""
     rng = np.random.default_rng(5)
     m, n, p = conditionals(rng.dirichlet(0.5 * np.ones(25)).reshape(5, 5))
     tables = noisy(rng, m, 1.0), noisy(rng, n, 1.0), noisy(rng, p, 1.0)
     samples = drawn(ResampleDecoder(iterations=k, redraw=redraw, schedule=schedule), tables, 1500)
     assert abs(chi_square_z(samples, torch.tensor(recursion(*tables, k, redraw)))) < 4
-    if k:  # the control: one half step fewer is another law, and the test sees it
+    if k:  # the control: one half step fewer is another distribution, and the test sees it
         assert chi_square_z(samples, torch.tensor(recursion(*tables, k - 0.5, redraw))) > 5
 
 
@@ -126,7 +126,7 @@ def test_forwards_are_counted_by_changes(monkeypatch, k, schedule, accept):
         if k == 0:
             assert sequence.forwards == count
         elif schedule == "two_slot":
-            # In the last window nothing is drawn from the law that a change at its end asks for.
+            # In the last window nothing is drawn from the distribution that a change at its end asks for.
             expected = {0.5: changes - last, 1: changes + redrawn.get(sequence.index, 0)}
             assert (
                 sequence.forwards == 2 + windows + expected[k] if k in expected else sequence.forwards < twin.forwards

@@ -1,4 +1,4 @@
-"""Two-token toys whose every law is a table, a table model behind the engine's interface, and the exact recursion."""
+"""Two-token toys whose every distribution is a table, a table model behind the engine's interface, and the exact recursion."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ def rows_normalised(table: np.ndarray) -> np.ndarray:
 
 
 def conditionals(joint: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Marginal of the first token, law of the second given the first, law of the first given the second."""
+    """Marginal of the first token, distribution of the second given the first, distribution of the first given the second."""
     return joint.sum(1), rows_normalised(joint), rows_normalised(joint.T)
 
 
@@ -38,20 +38,20 @@ def acceptance_toys(ptp_noise: float, count: int = 40, size: int = 20):
 
 
 def recursion(m: np.ndarray, n: np.ndarray, p: np.ndarray, iterations: float, redraw: str = "always") -> np.ndarray:
-    """Exact joint law [V, V] of the window after ``iterations``, gibbs acceptance."""
-    law = m[:, None] * n
+    """Exact joint distribution [V, V] of the window after ``iterations``, gibbs acceptance."""
+    distribution = m[:, None] * n
     unchanged = np.diag(np.ones(len(m)))
     # By token of the first place before and after the last odd half step, and token of the second place.
     for half in range(1, round(2 * iterations) + 1):
         if half % 2:
-            moved = law[:, None, :] * p.T[None, :, :]  # [old, new, second]
-            law = moved.sum(0)
+            moved = distribution[:, None, :] * p.T[None, :, :]  # [old, new, second]
+            distribution = moved.sum(0)
         elif redraw == "always":
-            law = law.sum(1)[:, None] * n
+            distribution = distribution.sum(1)[:, None] * n
         else:
             kept = (moved * unchanged[:, :, None]).sum(0)
-            law = kept + (moved.sum(0) - kept).sum(1)[:, None] * n
-    return law
+            distribution = kept + (moved.sum(0) - kept).sum(1)[:, None] * n
+    return distribution
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
@@ -72,9 +72,9 @@ class TableEngine(Engine):
     def forward(self, rows: Rows, cache: SlotCache) -> Tensor:
         self.forwards += 1
         tokens = rows.tokens
-        laws = torch.where((rows.offset == -1)[..., None], self.p[tokens], self.n[tokens])
+        distributions = torch.where((rows.offset == -1)[..., None], self.p[tokens], self.n[tokens])
         first = (rows.positions == self.prompt_length - 1) & (rows.offset == 1)
-        return torch.where(first[..., None], self.m, laws)
+        return torch.where(first[..., None], self.m, distributions)
 
     def head(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -83,6 +83,6 @@ class TableEngine(Engine):
 def sample_table(decoder, tables, batch_size: int, new_tokens: int, seed: int = 0, greedy: bool = False):
     """Run ``decoder`` on a TableEngine; the finished sequences, each from the prompt [0]."""
     sequences = [Sequence(i, [0], 1 + new_tokens, torch.Generator().manual_seed(seed + i)) for i in range(batch_size)]
-    law = LogitsPipeline(LogitsProcessorList(), not greedy, None, batch_size)
-    decode(TableEngine(*tables), decoder, Batch(sequences, law, Stopping()), SlotCache(0, batch_size))
+    distribution = LogitsPipeline(LogitsProcessorList(), not greedy, None, batch_size)
+    decode(TableEngine(*tables), decoder, Batch(sequences, distribution, Stopping()), SlotCache(0, batch_size))
     return sequences

@@ -270,10 +270,10 @@ def test_processors_see_what_is_decided_to_the_left(padding):
             diary.append(input_ids[0].tolist())
             return scores
 
-    law = LogitsPipeline([Diary(1.5)], False, MASK)
+    distribution = LogitsPipeline([Diary(1.5)], False, MASK)
     sequence = Sequence(0, [3, 4], 6, torch.Generator(), padding)
-    batch, decoder = Batch([sequence], law, Stopping(), MASK), SetBlockDecoder(4, TopK(1))
-    law.check_holes("SetBlockDecoder")
+    batch, decoder = Batch([sequence], distribution, Stopping(), MASK), SetBlockDecoder(4, TopK(1))
+    distribution.check_holes("SetBlockDecoder")
 
     def head(positions) -> torch.Tensor:
         certain = torch.zeros(len(positions), VOCAB)
@@ -290,7 +290,7 @@ def test_processors_see_what_is_decided_to_the_left(padding):
     assert diary[4:] == [padding + [3, 4], padding + [3, 4, m, 51], padding + [3, 4, m, 51, m]]
 
 
-def test_scores_are_measured_on_the_sampled_or_the_raw_law(run_scripted):
+def test_scores_are_measured_on_the_sampled_or_the_raw_distribution(run_scripted):
     """Cut to one token every row is certain: measured after the cut a bound of 0 reveals whole blocks."""
     script = in_order(list(range(40, 48)), [0, 1, 2, 3])
     forwards = {}

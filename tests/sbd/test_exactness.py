@@ -106,7 +106,7 @@ def test_eager_decodes_the_same_text(fresh_model, prompts, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_block_size_one_is_greedy_generate(shared_model, prompts, family):
-    """The causal row before the block gives the next-token law; the mask is the only token ruled out."""
+    """The causal row before the block gives the next-token distribution; the mask is the only token ruled out."""
     model = shared_model(family)
     for lengths, commit in (((9,), "block"), ((7, 12, 3), "block"), ((7, 12, 3), "prefix")):
         decoder = SetBlockDecoder(block_size=1, commit=commit)

@@ -249,26 +249,26 @@ def test_response_phase_masks_no_prompt_and_opens_a_block_at_its_end(shared_mode
 # Distillation
 
 
-def test_distillation_is_the_divergence_of_the_models_two_laws(shared_model, monkeypatch, seen):
-    """KL(p || q): p the causal law of the token, q its masked law; the first token of a document has no p."""
+def test_distillation_is_the_divergence_of_the_models_two_distributions(shared_model, monkeypatch, seen):
+    """KL(p || q): p the causal distribution of the token, q its masked distribution; the first token of a document has no p."""
     model, batch = shared_model("llama", torch.float64), batch_of(9, 6)
     masks = (torch.arange(15) % 3 != 1)[None]
     assert masks[0, 0] and masks[0, 9]
     fix_masks(monkeypatch, masks)
     loss, metrics = SetBlockObjective(block_sizes=(4,), distill=0.7)(model, batch)
     base, _ = SetBlockObjective(block_sizes=(4,))(model, batch)
-    law = torch.distributions.Categorical(logits=model.lm_head(seen["hidden"][0])[0])
+    distribution = torch.distributions.Categorical(logits=model.lm_head(seen["hidden"][0])[0])
     parts = []
     for i in range(15):
         if masks[0, i] and i not in (0, 9):
-            p, q = (torch.distributions.Categorical(logits=law.logits[row]) for row in (i - 1, 15 + i))
+            p, q = (torch.distributions.Categorical(logits=distribution.logits[row]) for row in (i - 1, 15 + i))
             parts.append(torch.distributions.kl_divergence(p, q))
     labels = 8 + 5 + int(masks.sum())
     torch.testing.assert_close(metrics["distill_kl"].double(), sum(parts) / len(parts), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close((loss - base).double(), 0.7 * sum(parts) / labels, rtol=1e-4, atol=1e-5)
 
 
-def test_distillation_vanishes_where_both_laws_agree(fresh_model):
+def test_distillation_vanishes_where_both_distributions_agree(fresh_model):
     model, batch = fresh_model("llama"), batch_of(12)
     torch.manual_seed(0)
     _, metrics = SetBlockObjective(block_sizes=(4,), distill=1.0)(model, batch)

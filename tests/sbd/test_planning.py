@@ -25,9 +25,9 @@ def test_acceptance_starts_from_confidence_and_learns():
     assert first > 0.97 and second < 0.03
 
 
-def test_lengths_are_a_law():
-    law = AcceptanceTable(3).lengths([0.9, 0.5, 0.2])
-    assert law == pytest.approx([0.1, 0.45, 0.36, 0.09])
+def test_lengths_are_a_distribution():
+    distribution = AcceptanceTable(3).lengths([0.9, 0.5, 0.2])
+    assert distribution == pytest.approx([0.1, 0.45, 0.36, 0.09])
 
 
 def test_record_ignores_drafts_behind_the_first_rejected():

@@ -29,8 +29,8 @@ def model():
 
 def run(model, decoder, prompt, count=30, ends=(), cache=None):
     sequence = Sequence(0, list(prompt), len(prompt) + count, torch.Generator().manual_seed(0))
-    law = LogitsPipeline(LogitsProcessorList(), False, MASK)
-    batch = Batch([sequence], law, Stopping(frozenset(ends)), MASK, config=model.config)
+    distribution = LogitsPipeline(LogitsProcessorList(), False, MASK)
+    batch = Batch([sequence], distribution, Stopping(frozenset(ends)), MASK, config=model.config)
     engine = Engine(model)
     decode(engine, decoder, batch, cache or engine.new_cache(1))
     return sequence
@@ -98,8 +98,8 @@ def test_nonadjacent_judges_all_by_the_old_tokens(model):
     first = run(model, SetBlockDecoder(size, EntropyBound(6.0)), prompt, count=size).new_tokens
     text, expected, last = prompt + first, list(first), -2
     for offset in range(size - 1):
-        law = uncached_previous(model, ResampleConfig(), text, len(prompt) + offset, 2)
-        token = int(law.index_fill(0, torch.tensor([MASK]), -1e9).argmax())
+        distribution = uncached_previous(model, ResampleConfig(), text, len(prompt) + offset, 2)
+        token = int(distribution.index_fill(0, torch.tensor([MASK]), -1e9).argmax())
         if token != first[offset] and offset > last + 1:
             expected[offset], last = token, offset
     revised = run(model, SetBlockDecoder(size, EntropyBound(6.0), revision=Resample(accept="gibbs")), prompt, size)

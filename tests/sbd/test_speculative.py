@@ -1,4 +1,4 @@
-"""Self-speculation is lossless: whatever is drafted, the text and its law are those of next-token decoding."""
+"""Self-speculation is lossless: whatever is drafted, the text and its distribution are those of next-token decoding."""
 
 import itertools
 
@@ -77,15 +77,15 @@ def test_greedy_text_does_not_depend_on_the_drafts(shared_model, prompts, look_a
         assert output.tokens_per_forward.tolist() == [1.0, 1.0]
 
 
-def test_sampled_text_has_the_next_token_law(fresh_model):
-    """12,000 samples of three tokens from a tiny model, against the exact law by enumeration."""
+def test_sampled_text_has_the_next_token_distribution(fresh_model):
+    """12,000 samples of three tokens from a tiny model, against the exact distribution by enumeration."""
     vocabulary, prompt = 6, [1, 2, 3]
     model = fresh_model("llama", vocab_size=vocabulary, hidden_size=16, intermediate_size=16, num_attention_heads=2)
     texts = torch.tensor(list(itertools.product(range(vocabulary), repeat=3)))
     ids = torch.cat([torch.tensor(prompt).expand(len(texts), -1), texts], dim=1)
     logits = model(input_ids=ids).logits[:, 2:5].double()
     logits[..., vocabulary - 1] = -torch.inf  # the mask token
-    law = (logits / 0.8).softmax(-1).gather(-1, texts[..., None]).squeeze(-1).prod(-1)
+    distribution = (logits / 0.8).softmax(-1).gather(-1, texts[..., None]).squeeze(-1).prod(-1)
 
     decoder = SelfSpeculativeDecoder(block_size=3, look_ahead="all")
     torch.manual_seed(0)
@@ -105,9 +105,9 @@ def test_sampled_text_has_the_next_token_law(fresh_model):
     )
     index = (runs * torch.tensor([36, 6, 1])).sum(1)
     seen = torch.bincount(index, minlength=len(texts)).double()
-    assert seen[law == 0].sum() == 0
+    assert seen[distribution == 0].sum() == 0
     # Cells with few expected counts are merged, as the chi-square test asks.
-    expected, rare = law * len(runs), law * len(runs) < 5
+    expected, rare = distribution * len(runs), distribution * len(runs) < 5
     observed = torch.cat([seen[~rare], seen[rare].sum()[None]])
     expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
     keep = expected > 0

@@ -17,7 +17,7 @@ def random_attention(rows: int, keys: int):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 3, n, 8, generator=generator) for n in (rows, keys, keys))
     mask = torch.rand(2, 1, rows, keys, generator=generator) < 0.2
-    mask[..., 0] = True  # a row that sees nothing has no law
+    mask[..., 0] = True  # a row that sees nothing has no distribution
     return query, key, value, mask
 
 

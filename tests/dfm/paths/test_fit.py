@@ -79,12 +79,12 @@ def test_no_cuts_are_better_than_the_fitted_ones():
 
 
 def test_excess_is_the_mean_kl_over_orders():
-    law = dirichlet(8, concentration=0.4).reshape(2, 2, 2)
+    distribution = dirichlet(8, concentration=0.4).reshape(2, 2, 2)
 
     def given(visible: tuple[int, ...], i: int) -> float:
         def of(keep):
             hidden = [d for d in range(3) if d not in keep]
-            return entropy(law.sum(hidden) if hidden else law) if keep else 0.0
+            return entropy(distribution.sum(hidden) if hidden else distribution) if keep else 0.0
 
         return of((*visible, i)) - of(visible)
 
@@ -97,7 +97,7 @@ def test_excess_is_the_mean_kl_over_orders():
     kl = 0.0
     for order in itertools.permutations(range(3)):
         spent = given((), order[0]) + given((), order[1]) + given(order[:2], order[2])
-        kl += (spent - entropy(law)) / 6
+        kl += (spent - entropy(distribution)) / 6
     assert schedule.excess(losses) == pytest.approx(kl, abs=1e-12)
 
 

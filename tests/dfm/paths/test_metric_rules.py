@@ -1,4 +1,4 @@
-"""Jump rules of metric paths map the laws of their path onto each other nearly, or not."""
+"""Jump rules of metric paths map the distributions of their path onto each other nearly, or not."""
 
 import torch
 
@@ -8,7 +8,7 @@ from dfm.paths.metric_rules import METRIC_RULES, JumpTable
 from dfm.paths.mixture import MixturePath
 from dfm.paths.schedulers import PowerScheduler
 from dfm.paths.sources import UniformSource
-from dfm.samplers.metric import metric_law
+from dfm.samplers.metric import metric_distribution
 from tests.dfm.toys import dirichlet, times, total_variation
 
 METRIC = MetricPath(
@@ -21,10 +21,12 @@ METRIC = MetricPath(
 def metric_error(rule: str, t: float, s: float, x1: int = 2) -> float:
     """Distance to p_s of p_t after one step, given x1."""
     z = torch.arange(7)[:, None]
-    law = metric_law(METRIC, rule, z, torch.full_like(z, x1), times(t).repeat(7), times(s).repeat(7))[:, 0]
-    assert law.min() >= 0 and torch.allclose(law.sum(-1), torch.ones((), dtype=torch.float64))
+    distribution = metric_distribution(METRIC, rule, z, torch.full_like(z, x1), times(t).repeat(7), times(s).repeat(7))[
+        :, 0
+    ]
+    assert distribution.min() >= 0 and torch.allclose(distribution.sum(-1), torch.ones((), dtype=torch.float64))
     here, there = (METRIC.marginal(torch.tensor([[x1]]), times(time))[0, 0] for time in (t, s))
-    return total_variation(here @ law, there)
+    return total_variation(here @ distribution, there)
 
 
 def test_exp_is_right_to_second_order_in_the_step():
@@ -35,14 +37,14 @@ def test_exp_is_right_to_second_order_in_the_step():
 
 def test_matched_keeps_the_mean_distance_and_beats_exp():
     z, x1 = torch.arange(7)[:, None], torch.full((7, 1), 2)
-    law = metric_law(METRIC, "matched", z, x1, times(0.3).repeat(7), times(0.35).repeat(7))[:, 0]
+    distribution = metric_distribution(METRIC, "matched", z, x1, times(0.3).repeat(7), times(0.35).repeat(7))[:, 0]
     here, there = (METRIC.marginal(torch.tensor([[2]]), times(time))[0, 0] for time in (0.3, 0.35))
     distances = METRIC.distance(torch.tensor(2))
-    assert torch.allclose((here @ law) @ distances, there @ distances, atol=1e-9)
+    assert torch.allclose((here @ distribution) @ distances, there @ distances, atol=1e-9)
     assert metric_error("matched", 0.3, 0.35) < metric_error("exp", 0.3, 0.35)
 
 
-def test_moment_does_not_keep_the_law_in_any_step():
+def test_moment_does_not_keep_the_distribution_in_any_step():
     still = METRIC.marginal(torch.tensor([[2]]), times(0.3))[0, 0]
     for h in (0.05, 0.001):
         nothing = total_variation(still, METRIC.marginal(torch.tensor([[2]]), times(0.3 + h))[0, 0])
@@ -50,7 +52,7 @@ def test_moment_does_not_keep_the_law_in_any_step():
 
 
 def test_moment_on_a_mixture_jumps_with_k_next():
-    """With all other tokens at one distance the law is that of a mixture, where (k' - k) / (1 - k) would be right."""
+    """With all other tokens at one distance the distribution is that of a mixture, where (k' - k) / (1 - k) would be right."""
     size, k, k_next = 4, times(0.3), times(0.8)
     path = MixturePath(UniformSource(size), PowerScheduler())
     distances = 1 - torch.eye(size, dtype=torch.float64)[:1][None]

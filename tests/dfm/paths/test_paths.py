@@ -1,4 +1,4 @@
-"""Sources and paths: what is drawn has the law that is stated, and the ends are source and data."""
+"""Sources and paths: what is drawn has the distribution that is stated, and the ends are source and data."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ DISTANCE = EmbeddingDistance(torch.randn(V, 3, dtype=torch.float64, generator=to
 PATHS = {
     "mask": MixturePath(MaskSource(V, 4), PowerScheduler(2.0)),
     "uniform": MixturePath(UniformSource(V, excluded=(3,)), CubicScheduler()),
-    "unigram-kinetic": MixturePath(UNIGRAM, KineticOptimalScheduler(UNIGRAM.law)),
+    "unigram-kinetic": MixturePath(UNIGRAM, KineticOptimalScheduler(UNIGRAM.distribution)),
     "convex-mask": ConvexSumPath.with_uniform_noise(MaskSource(V, 4), excluded=(4,)),
     "convex-unigram": ConvexSumPath.with_uniform_noise(UNIGRAM),
     "metric": MetricPath(UniformSource(V), PowerBeta(3.0, 0.9), DISTANCE),
@@ -34,9 +34,9 @@ def test_marginal_goes_from_source_to_data_with_its_slope(path):
     assert torch.allclose(start, path.source.probabilities(LIKE).expand_as(start))
     assert torch.allclose(end, torch.eye(V, dtype=torch.float64)[X1])
     t = times(0.37).requires_grad_()
-    law = path.marginal(X1, t)
-    assert torch.allclose(law.sum(-1), torch.ones((), dtype=torch.float64))
-    slope = torch.stack([torch.autograd.grad(p, t, retain_graph=True)[0][0] for p in law.flatten()])
+    distribution = path.marginal(X1, t)
+    assert torch.allclose(distribution.sum(-1), torch.ones((), dtype=torch.float64))
+    slope = torch.stack([torch.autograd.grad(p, t, retain_graph=True)[0][0] for p in distribution.flatten()])
     assert torch.allclose(path.dmarginal(X1, t).flatten(), slope)
 
 
@@ -47,8 +47,8 @@ def test_samples_follow_the_marginal(path):
     draws, x1 = Draws([generator] * count), X1.expand(count, -1)
     noised = path.sample(path.source.sample(x1, draws), x1, times(0.4).expand(count), draws)
     share = torch.stack([(noised.tokens == v).double().mean(0) for v in range(V)], dim=-1)
-    law = path.marginal(X1, times(0.4))[0]
-    error = (share - law).abs() / (law * (1 - law) / count).sqrt().clamp_min(1e-9)
+    distribution = path.marginal(X1, times(0.4))[0]
+    error = (share - distribution).abs() / (distribution * (1 - distribution) / count).sqrt().clamp_min(1e-9)
     assert error.max() < 4
     assert (noised.tokens == x1)[~noised.hidden].all()
 
@@ -97,11 +97,11 @@ def test_source_settings_are_checked():
         MaskSource(V, 5)
     with pytest.raises(ValueError, match="excluded must leave at least one"):
         UniformSource(2, excluded=(0, 1))
-    with pytest.raises(ValueError, match="law must be"):
+    with pytest.raises(ValueError, match="distribution must be"):
         UnigramSource(torch.tensor([0.5, -0.5]))
 
 
-def test_a_coupling_gives_pairs_but_no_law():
+def test_a_coupling_gives_pairs_but_no_distribution():
     source = CouplingSource(V, lambda x1, draws: (x1 + 1) % V)
     path = MixturePath(source, PowerScheduler())
     x0 = source.sample(X1, Draws.seeded(0))

@@ -75,7 +75,7 @@ def test_kinetic_optimal_of_the_mask_source_is_a_squared_sine_of_fisher_speed_pi
     assert torch.allclose(scheduler.dkappa(t) / (k * (1 - k)).sqrt(), torch.tensor(math.pi).double())
 
 
-def test_kinetic_optimal_of_a_law_takes_each_token_its_own():
+def test_kinetic_optimal_of_a_distribution_takes_each_token_its_own():
     p = dirichlet(4)
     x1, t = torch.tensor([[0, 3, 3]]), times(0.3)[:, None]
     each = KineticOptimalScheduler(p).at(x1).kappa(t)

@@ -7,7 +7,7 @@ from dfm.draws import Draws
 from dfm.paths.mixture import MixturePath
 from dfm.paths.schedulers import PowerScheduler
 from dfm.paths.sources import MaskSource
-from dfm.rates.guidance import guide_law, guide_logits, guide_rates
+from dfm.rates.guidance import guide_distribution, guide_logits, guide_rates
 from dfm.rates.velocities import ForwardVelocity
 from dfm.samplers.kernels import D3PM, ExactX1
 from dfm.samplers.rates import GuidedEuler
@@ -20,10 +20,10 @@ PATH = MixturePath(MaskSource(V, V - 1), PowerScheduler())
 COND, UNCOND = (Toy(PATH, 2, V - 1, seed=seed, concentration=4.0) for seed in (0, 1))
 
 
-def test_weight_0_is_the_conditional_law_itself():
+def test_weight_0_is_the_conditional_distribution_itself():
     p, q, z = dirichlet(V), dirichlet(V, seed=1), torch.tensor(2)
     assert torch.equal(guide_logits(p.log(), q.log(), 0), p.log())
-    assert torch.equal(guide_law(p, q, 0), p) and torch.equal(guide_rates(p, q, z, 0), p)
+    assert torch.equal(guide_distribution(p, q, 0), p) and torch.equal(guide_rates(p, q, z, 0), p)
 
 
 def test_logits_are_a_power_of_each():
@@ -31,12 +31,12 @@ def test_logits_are_a_power_of_each():
     guided = guide_logits(p.log() + 3, q.log() - 2, 1.5).softmax(-1)
     expected = p**2.5 * q**-1.5
     assert torch.allclose(guided, expected / expected.sum())
-    assert torch.allclose(guide_law(p, q, 1.5), guided)
+    assert torch.allclose(guide_distribution(p, q, 1.5), guided)
 
 
 def test_what_the_condition_excludes_stays_excluded():
     p, q = times(0.5, 0.5, 0.0), times(0.5, 0.5, 0.0)
-    assert guide_law(p, q, 2.0).tolist() == [0.5, 0.5, 0.0]
+    assert guide_distribution(p, q, 2.0).tolist() == [0.5, 0.5, 0.0]
 
 
 def test_rates_on_the_mask_mixture_are_the_logits_times_their_normaliser():
@@ -68,7 +68,7 @@ def test_weight_0_needs_no_second_evaluation():
     assert run(euler, unconditional=refuse).evaluations.tolist() == [4] * 40
 
 
-@pytest.mark.parametrize("place", ["logits", "law", "rates", "rates-renormalised"])
+@pytest.mark.parametrize("place", ["logits", "distribution", "rates", "rates-renormalised"])
 def test_guidance_costs_two_evaluations_and_follows_the_condition(place):
     if place == "logits":
         out = run(ExactX1(PATH, time_grid(4)), unconditional=UNCOND, guidance_weight=3.0)
@@ -82,12 +82,12 @@ def test_guidance_costs_two_evaluations_and_follows_the_condition(place):
     assert ratio[COND.index(out.tokens)].mean() > ratio[COND.index(plain.tokens)].mean() + 0.2
 
 
-def test_guidance_of_the_last_step_alone_is_guidance_of_the_data_law():
+def test_guidance_of_the_last_step_alone_is_guidance_of_the_data_distribution():
     sampler = GuidedEuler(PATH, (0.0, 1.0), ForwardVelocity(PATH), weight=1.0, place="rates-renormalised")
-    by_law = run(sampler, unconditional=UNCOND).tokens
+    by_distribution = run(sampler, unconditional=UNCOND).tokens
     # A sampler that draws as GuidedEuler does: one number for each position, from p_1t at the end.
     by_logits = run(D3PM(PATH, (0.0, 1.0)), unconditional=UNCOND, guidance_weight=1.0).tokens
-    assert torch.equal(by_law, by_logits)
+    assert torch.equal(by_distribution, by_logits)
 
 
 def test_a_missing_unconditional_network_is_named():

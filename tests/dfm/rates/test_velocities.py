@@ -19,7 +19,7 @@ MIXTURES = {
     "mask": MixturePath(MaskSource(V, V - 1), PowerScheduler(2.0)),
     "uniform": MixturePath(UniformSource(V), CubicScheduler(0.5, 1.5)),
     "unigram": MixturePath(UNIGRAM, CosineScheduler()),
-    "kinetic": MixturePath(UNIGRAM, KineticOptimalScheduler(UNIGRAM.law)),
+    "kinetic": MixturePath(UNIGRAM, KineticOptimalScheduler(UNIGRAM.distribution)),
 }
 SUMS = {
     "sum-mask": ConvexSumPath.with_uniform_noise(MaskSource(V, V - 1), excluded=(V - 1,)),
@@ -105,7 +105,7 @@ def test_backward_rates_are_not_positive(name, kind):
 
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("noise", ["posterior", "fresh"])
-def test_equal_parts_of_forward_and_backward_leave_the_law(name, noise):
+def test_equal_parts_of_forward_and_backward_leave_the_distribution(name, noise):
     path = MIXTURES[name]
     still = 2.5 * ForwardVelocity(path) + -2.5 * BackwardVelocity(path, noise)
     produced, _ = flow_given_data(still, path, 1, 0.4)
@@ -125,24 +125,24 @@ def test_a_mix_with_negative_rates_is_rejected():
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("which", ["closed", "summed"])
-def test_mean_rates_move_the_law_of_whole_texts(name, which):
+def test_mean_rates_move_the_distribution_of_whole_texts(name, which):
     toy = Toy(PATHS[name], length=2, tokens=V if PATHS[name].source.mask_id is None else V - 1)
     t = 0.4
     state = toy.everywhere(t)
     p1 = toy.reachable(toy.posterior(state.x, state.t), state)
     if name in SUMS:  # a clean token may still be noise there
         p1 = toy.posterior(state.x, state.t)
-    law, wanted = toy.marginal(times(t)[0]), toy.dmarginal(times(t)[0])
+    distribution, wanted = toy.marginal(times(t)[0]), toy.dmarginal(times(t)[0])
     for kind, velocity in velocities(name).items():
         if (which == "closed") == (kind in ("kinetic-optimal", "uniform-weight", "metric")):
             continue
         rates = velocity.marginal(state.x, state.t, p1)
-        produced = torch.zeros_like(law)
+        produced = torch.zeros_like(distribution)
         for i in range(2):
             for x in range(V):
                 there = state.x.clone()
                 there[:, i] = x
-                produced.index_add_(0, toy.index(there), law * rates[:, i, x])
+                produced.index_add_(0, toy.index(there), distribution * rates[:, i, x])
         assert torch.allclose(produced, wanted, rtol=0, atol=1e-10), kind
 
 

@@ -31,7 +31,7 @@ METRIC = MetricPath(UniformSource(3), PowerBeta(1.0, 2.0), EmbeddingDistance(tor
 
 
 class WrongToy(Toy):
-    """Its network is an arbitrary table, which is the posterior of no data law: orders of decoding now differ."""
+    """Its network is an arbitrary table, which is the posterior of no data distribution: orders of decoding now differ."""
 
     def __init__(self, path, length: int, tokens: int):
         super().__init__(path, length, tokens)
@@ -50,8 +50,8 @@ def fresh(path, length: int) -> FlowState:
 
 
 def random_order(toy: Toy) -> torch.Tensor:
-    """The law of revealing one token at a time in uniformly random order."""
-    law = torch.zeros(len(toy.states), dtype=torch.float64)
+    """The distribution of revealing one token at a time in uniformly random order."""
+    distribution = torch.zeros(len(toy.states), dtype=torch.float64)
     orders = list(itertools.permutations(range(toy.length)))
     for order in orders:
         for row, text in enumerate(toy.states):
@@ -59,12 +59,12 @@ def random_order(toy: Toy) -> torch.Tensor:
             for i in order:
                 probability *= toy.posterior(x, times(0.5))[0, i, text[i]].item()
                 x[0, i] = text[i]
-            law[row] += probability / len(orders)
-    return law
+            distribution[row] += probability / len(orders)
+    return distribution
 
 
 @pytest.mark.parametrize("make", [Toy, WrongToy])
-def test_first_hitting_random_order_and_fine_ancestral_give_one_law(make):
+def test_first_hitting_random_order_and_fine_ancestral_give_one_distribution(make):
     toy = make(MASK, length=3, tokens=V)
     expected = random_order(toy)
     if make is Toy:
@@ -74,16 +74,16 @@ def test_first_hitting_random_order_and_fine_ancestral_give_one_law(make):
     assert error[1] < 0.03 and 1.8 < error[0] / error[1] < 2.2
 
 
-def test_left_to_right_is_another_law_for_a_wrong_network():
+def test_left_to_right_is_another_distribution_for_a_wrong_network():
     """So the test above can fail: with such a network the order matters."""
     toy = WrongToy(MASK, length=3, tokens=V)
-    law = torch.ones(len(toy.states), dtype=torch.float64)
+    distribution = torch.ones(len(toy.states), dtype=torch.float64)
     for row, text in enumerate(toy.states):
         x = torch.full((1, 3), V)
         for i in range(3):
-            law[row] *= toy.table[toy.index(x)[0], i, text[i]]
+            distribution[row] *= toy.table[toy.index(x)[0], i, text[i]]
             x[0, i] = text[i]
-    assert total_variation(law, random_order(toy)) > 0.02
+    assert total_variation(distribution, random_order(toy)) > 0.02
 
 
 def sampled(toy: Toy, sampler, count: int) -> torch.Tensor:
@@ -94,16 +94,16 @@ def sampled(toy: Toy, sampler, count: int) -> torch.Tensor:
     return torch.bincount(toy.index(out.tokens), minlength=len(toy.states)) / count
 
 
-def noise(law: torch.Tensor, count: int) -> float:
-    """Three standard errors above the mean of the total variation between a law and its sample."""
-    deviation = (law * (1 - law) / count).sqrt()
+def noise(distribution: torch.Tensor, count: int) -> float:
+    """Three standard errors above the mean of the total variation between a distribution and its sample."""
+    deviation = (distribution * (1 - distribution) / count).sqrt()
     return (0.5 * 0.8 * deviation.sum() + 3 * 0.5 * 0.6 * deviation.norm()).item()
 
 
 def test_first_hitting_as_sampled():
     toy, count = WrongToy(MASK, length=2, tokens=V), 2000
-    law = random_order(toy)
-    assert total_variation(sampled(toy, FirstHitting(MASK), count), law) < noise(law, count)
+    distribution = random_order(toy)
+    assert total_variation(sampled(toy, FirstHitting(MASK), count), distribution) < noise(distribution, count)
 
 
 def test_first_hitting_times_are_those_of_the_scheduler():
@@ -145,17 +145,17 @@ def test_uniformisation_takes_about_length_times_log_rest_evaluations():
     ],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_a_step_draws_from_its_law(sampler):
+def test_a_step_draws_from_its_distribution(sampler):
     toy = Toy(sampler.path, length=1, tokens=V if sampler.path.source.mask_id is not None else 3)
     if isinstance(sampler, ThetaTrapezoidal):
         expected, tolerance = toy.marginal(times(0.9)[0]), 0.03  # of second order: even a long step comes near
     else:
         expected, tolerance = toy.push(toy.marginal(times(0.4)[0]), sampler, 0.4, 0.9), 1e-12
-    law = torch.zeros_like(expected)
+    distribution = torch.zeros_like(expected)
     for row, probability in enumerate(toy.marginal(times(0.4)[0])):
         start = FlowState(**{name: value[row : row + 1] for name, value in vars(toy.everywhere(0.4)).items()})
-        law += probability * toy.enumerate(sampler, start, to_end=False)
-    assert total_variation(law, expected) < tolerance
+        distribution += probability * toy.enumerate(sampler, start, to_end=False)
+    assert total_variation(distribution, expected) < tolerance
 
 
 def test_theta_trapezoidal_keeps_what_the_first_half_revealed():
@@ -164,8 +164,8 @@ def test_theta_trapezoidal_keeps_what_the_first_half_revealed():
     state = toy.everywhere(0.3)
     p1 = toy.reachable(toy.posterior(state.x, state.t), state)
     rates = sampler.rates(state, state.t, p1)
-    law = sampler.second_law(state, 0 * rates, rates, state.t + 0.2)
-    kept = law.gather(-1, state.x[..., None])[..., 0]
+    distribution = sampler.second_distribution(state, 0 * rates, rates, state.t + 0.2)
+    kept = distribution.gather(-1, state.x[..., None])[..., 0]
     assert (kept[~state.masked] == 1).all() and (kept[state.masked] < 1).all()
     assert (rates.sum(-1)[~state.masked] > 0).any()  # the corrector would have taken some back
 
@@ -186,7 +186,7 @@ def test_entropy_bound_bounds_the_dependence(seed):
     length, tokens = 3, 2 + seed % 3
     joint = dirichlet(tokens**length, seed, concentration=0.2).reshape([tokens] * length)
     single = [joint.sum([d for d in range(length) if d != i]) for i in range(length)]
-    h = [entropy(law) for law in single]
+    h = [entropy(distribution) for distribution in single]
     assert sum(h) - entropy(joint) <= sum(h) - max(h) + 1e-12
     logits = torch.stack(single).log()[None]
     for bound in (0.0, 0.1, 0.5, 1.0, 10.0):

@@ -242,11 +242,11 @@ def test_topk_reveals_the_scheduled_numbers_best_first():
         while not run.state.done.all():
             generator = sampler.step(run.state, run.draws)
             query = next(generator)
-            law = posterior_for("mask").answer(query, run.state)
+            distribution = posterior_for("mask").answer(query, run.state)
             p1 = posterior_for("mask").answer(replace(query, only=None), run.state)
             before = run.state.masked.clone()
             with pytest.raises(StopIteration):
-                generator.send(law)
+                generator.send(distribution)
             revealed, rest = before & ~run.state.masked, before & run.state.masked
             score = {"confidence": p1.amax(-1), "margin": p1.topk(2).values @ times(1.0, -1.0)}.get(
                 order, (p1 * p1.clamp_min(1e-300).log()).sum(-1)

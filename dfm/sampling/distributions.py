@@ -1,4 +1,4 @@
-"""From rates to the law of a step: Euler's rule and that of tau-leaping."""
+"""From rates to the distribution of a step: Euler's rule and that of tau-leaping."""
 
 import warnings
 
@@ -33,7 +33,7 @@ def at_most_one(total: Tensor) -> Tensor:
     return total.clamp_max(1)
 
 
-def euler_law(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
+def euler_distribution(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
     """[B, L, V] for jump rates [B, L, V] and step sizes h [B]."""
     jumps = h.to(rates)[:, None, None] * rates
     total = jumps.sum(-1, keepdim=True)
@@ -42,7 +42,7 @@ def euler_law(x: Tensor, rates: Tensor, h: Tensor) -> Tensor:
     return jumps.scatter_add(-1, x[..., None], (1 - total).clamp_min(0))
 
 
-def leap_law(x: Tensor, rates: Tensor, h: Tensor, several: str) -> Tensor:
+def leap_distribution(x: Tensor, rates: Tensor, h: Tensor, several: str) -> Tensor:
     """[B, L, V] of tau-leaping for jump rates [B, L, V] and step sizes h [B].
 
     With exit rate lambda the first of any jumps goes to v with (1 - exp(-h lambda)) u_v / lambda; exactly one jump, to

@@ -1,4 +1,6 @@
-"""Samplers whose step is a law per position: exact transitions of toys, enumerated, against the laws of the path."""
+"""Samplers whose step is a distribution per position: exact transitions of toys, enumerated, against the
+distributions of the path.
+"""
 
 import itertools
 
@@ -18,8 +20,8 @@ from dfm.samplers.kernels import D3PM, Corrector, ExactX1, FrozenPass, Psi, ReMD
 from dfm.samplers.metric import MetricX1
 from dfm.samplers.ranked import LooGibbs
 from dfm.samplers.rates import Euler, EulerX1, TauLeap, ThetaTrapezoidal
+from dfm.sampling.distributions import leap_distribution
 from dfm.sampling.grid import time_grid
-from dfm.sampling.laws import leap_law
 from dfm.sampling.state import FlowState
 from tests.dfm.toys import Toy, dirichlet, times, total_variation
 
@@ -31,7 +33,9 @@ UNIFORM = MixturePath(UniformSource(V), CosineScheduler())
 UNIGRAM = MixturePath(UnigramSource(dirichlet(V, seed=3)), CosineScheduler())
 SUM = ConvexSumPath.with_uniform_noise(UnigramSource(dirichlet(V, seed=3)))
 METRIC = MetricPath(UniformSource(V), PowerBeta(1.0, 2.0), DISTANCE)
-KINETIC = MixturePath(UNIGRAM.source, KineticOptimalScheduler(UNIGRAM.source.law))  # each token has its own kappa
+KINETIC = MixturePath(
+    UNIGRAM.source, KineticOptimalScheduler(UNIGRAM.source.distribution)
+)  # each token has its own kappa
 MIXTURES = {"mask": MASK, "uniform": UNIFORM, "unigram": UNIGRAM, "kinetic": KINETIC}
 GENTLE = CorrectorSchedule(1.0, 0.5, 0.5)
 
@@ -56,16 +60,16 @@ CASES = [(kind, name) for kind in ONE_STEP | RATES for name in MIXTURES]
 @pytest.mark.parametrize("steps", [1, 3])
 def test_kernels_are_exact_for_one_position(kind, name, steps):
     toy = Toy(MIXTURES[name], length=1, tokens=V)
-    law = toy.run(ONE_STEP[kind](toy.path, time_grid(steps, END)))
-    assert torch.allclose(law, toy.marginal(times(END)[0]), atol=1e-10)
+    distribution = toy.run(ONE_STEP[kind](toy.path, time_grid(steps, END)))
+    assert torch.allclose(distribution, toy.marginal(times(END)[0]), atol=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:Euler")
 @pytest.mark.parametrize("kind", RATES)
 def test_rates_held_for_a_step_are_not(kind):
     toy = Toy(UNIFORM, length=1, tokens=V)
-    law = toy.run(RATES[kind](toy.path, time_grid(3, END)))
-    assert total_variation(law, toy.marginal(times(END)[0])) > 1e-3
+    distribution = toy.run(RATES[kind](toy.path, time_grid(3, END)))
+    assert total_variation(distribution, toy.marginal(times(END)[0])) > 1e-3
 
 
 def errors(toy: Toy, make, steps=(32, 64)) -> list[float]:
@@ -74,7 +78,7 @@ def errors(toy: Toy, make, steps=(32, 64)) -> list[float]:
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_short_steps_give_the_law_of_the_path(kind, name):
+def test_short_steps_give_the_distribution_of_the_path(kind, name):
     coarse, fine = errors(Toy(MIXTURES[name], length=2, tokens=V, concentration=0.4), (ONE_STEP | RATES)[kind])
     assert fine < 0.04 and 1.7 < coarse / fine < 2.5
 
@@ -104,7 +108,7 @@ def test_d3pm_is_the_finite_step_of_the_reversal():
     state, path = Toy(UNIFORM, 2, V).everywhere(0.4), UNIFORM
     p1, h = Toy(UNIFORM, 2, V).posterior(state.x, state.t), 1e-6
     later = state.t + h
-    step = D3PM(path, time_grid(1)).law(state, p1, later)
+    step = D3PM(path, time_grid(1)).distribution(state, p1, later)
     stay = torch.nn.functional.one_hot(state.x, V).double()
     rates = ReversalVelocity(path).marginal(state.x, state.t, p1)
     assert torch.allclose((step - stay) / h, rates, atol=1e-4)
@@ -115,23 +119,23 @@ def test_a_grid_may_start_where_rates_are_finite():
     with pytest.raises(ValueError, match="rates must be finite"):
         toy.run(Euler(UNIFORM, time_grid(4), ReversalVelocity(UNIFORM)))
     grid = (0.02, *(0.02 + 0.88 * (i + 1) / 200 for i in range(200)))
-    law = toy.run(Euler(UNIFORM, grid, ReversalVelocity(UNIFORM)))
-    assert total_variation(law, toy.marginal(times(0.9)[0])) < 0.01
+    distribution = toy.run(Euler(UNIFORM, grid, ReversalVelocity(UNIFORM)))
+    assert total_variation(distribution, toy.marginal(times(0.9)[0])) < 0.01
 
 
 @pytest.mark.filterwarnings("ignore:Euler")
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_the_last_step_takes_the_data(kind, name):
     toy = Toy(MIXTURES[name], length=2, tokens=V)
-    law = toy.run((ONE_STEP | RATES)[kind](toy.path, time_grid(3)))
-    assert law[toy.data == 0].sum() < 1e-12 and abs(law.sum() - 1) < 1e-10
+    distribution = toy.run((ONE_STEP | RATES)[kind](toy.path, time_grid(3)))
+    assert distribution[toy.data == 0].sum() < 1e-12 and abs(distribution.sum() - 1) < 1e-10
 
 
-def test_euler_warns_and_stays_a_law_when_steps_are_too_long():
+def test_euler_warns_and_stays_a_distribution_when_steps_are_too_long():
     toy = Toy(UNIFORM, length=1, tokens=V)
     with pytest.warns(UserWarning, match="jump probabilities sum to [1-9.]+ and are scaled to 1; use more steps"):
-        law = toy.run(Euler(UNIFORM, time_grid(3, END), CorrectorVelocity(UNIFORM, CorrectorSchedule(2.0))))
-    assert law.min() >= 0 and abs(law.sum() - 1) < 1e-12
+        distribution = toy.run(Euler(UNIFORM, time_grid(3, END), CorrectorVelocity(UNIFORM, CorrectorSchedule(2.0))))
+    assert distribution.min() >= 0 and abs(distribution.sum() - 1) < 1e-12
 
 
 def remdm(path, steps: int, variant: str, eta: float) -> ReMDM:
@@ -143,9 +147,9 @@ def remdm(path, steps: int, variant: str, eta: float) -> ReMDM:
 )
 def test_remdm_reveals_the_scheduled_share_for_any_sigma(variant, eta):
     toy = Toy(MASK, length=2, tokens=V)
-    law = toy.run(remdm(MASK, 5, variant, eta))
+    distribution = toy.run(remdm(MASK, 5, variant, eta))
     shown = (toy.states != V).double().mean(-1)
-    assert abs(law @ shown - MASK.scheduler.kappa(times(0.6)[0])) < 1e-10
+    assert abs(distribution @ shown - MASK.scheduler.kappa(times(0.6)[0])) < 1e-10
 
 
 def test_remdm_is_exact_in_the_limit_of_small_sigma():
@@ -178,37 +182,37 @@ def test_remdm_acts_in_its_window_only():
     assert torch.allclose(held, times(0.88, 0.9, 0.9, 0.9, 1.0))
 
 
-def test_psi_keeps_the_law_for_any_keep_and_contains_remdm_and_d3pm():
+def test_psi_keeps_the_distribution_for_any_keep_and_contains_remdm_and_d3pm():
     for name in MIXTURES:
         toy = Toy(MIXTURES[name], length=1, tokens=V)
         for keep in (0.0, 0.3, 1.0):
-            law = toy.run(Psi(toy.path, time_grid(3, END), keep))
-            assert torch.allclose(law, toy.marginal(times(END)[0]), atol=1e-10)
+            distribution = toy.run(Psi(toy.path, time_grid(3, END), keep))
+            assert torch.allclose(distribution, toy.marginal(times(END)[0]), atol=1e-10)
     toy = Toy(MASK, length=2, tokens=V)
     k, k_next = MASK.scheduler.kappa(times(0.5, 0.7))
     for sigma in (0.1, 1 - k_next.item()):
         keep = 1 - sigma / (1 - k_next.item())
         state = toy.everywhere(0.5)
         p1, source = toy.reachable(toy.posterior(state.x, state.t), state), MASK.source.probabilities(k)
-        psi = Psi(MASK, time_grid(1), keep).law(state, p1, state.t + 0.2)
+        psi = Psi(MASK, time_grid(1), keep).distribution(state, p1, state.t + 0.2)
         one = torch.ones(1, 1, 1, dtype=torch.float64)
-        remask = remask_kernel(k * one, k_next * one, sigma * one).law(state.x, p1, source)
+        remask = remask_kernel(k * one, k_next * one, sigma * one).distribution(state.x, p1, source)
         assert torch.allclose(psi, remask, atol=1e-12)
     state = Toy(UNIGRAM, length=2, tokens=V).everywhere(0.5)
     p1 = Toy(UNIGRAM, length=2, tokens=V).posterior(state.x, state.t)
     psi, d3pm = Psi(UNIGRAM, time_grid(1), 1.0), D3PM(UNIGRAM, time_grid(1))
-    assert torch.equal(psi.law(state, p1, state.t + 0.2), d3pm.law(state, p1, state.t + 0.2))
+    assert torch.equal(psi.distribution(state, p1, state.t + 0.2), d3pm.distribution(state, p1, state.t + 0.2))
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_a_frozen_pass_leaves_the_law_of_one_position(name):
+def test_a_frozen_pass_leaves_the_distribution_of_one_position(name):
     toy = Toy(MIXTURES[name], length=1, tokens=V)
     for strength in (0.2, 1.0):
         state = toy.everywhere(0.5)
         p1 = toy.reachable(toy.posterior(state.x, state.t), state)
-        step = toy.transition(FrozenPass(toy.path, strength).law(state, p1))
-        law = toy.marginal(times(0.5)[0])
-        assert torch.allclose(law @ step, law, atol=1e-12)
+        step = toy.transition(FrozenPass(toy.path, strength).distribution(state, p1))
+        distribution = toy.marginal(times(0.5)[0])
+        assert torch.allclose(distribution @ step, distribution, atol=1e-12)
         assert (step.diagonal() < 0.95).any()
 
 
@@ -222,20 +226,20 @@ def passes_from_each_state(toy: Toy, sampler, t: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("path", [UNIFORM, UNIGRAM], ids=["uniform", "unigram"])
-def test_one_random_site_of_leave_one_out_gibbs_leaves_the_law(path):
+def test_one_random_site_of_leave_one_out_gibbs_leaves_the_distribution(path):
     toy = Toy(path, length=2, tokens=V, concentration=0.3)
-    law = toy.marginal(times(0.6)[0])
-    assert total_variation(law @ passes_from_each_state(toy, LooGibbs(path), 0.6), law) < 1e-12
+    distribution = toy.marginal(times(0.6)[0])
+    assert total_variation(distribution @ passes_from_each_state(toy, LooGibbs(path), 0.6), distribution) < 1e-12
     for heuristic, error in ((LooGibbs(path, sites=2), 0.01), (LooGibbs(path, choose="least_confident"), 0.05)):
-        assert total_variation(law @ passes_from_each_state(toy, heuristic, 0.6), law) > error
+        assert total_variation(distribution @ passes_from_each_state(toy, heuristic, 0.6), distribution) > error
 
 
 @pytest.mark.parametrize("path", [UNIFORM, UNIGRAM], ids=["uniform", "unigram"])
 def test_leave_one_out_gibbs_forgets_the_token_it_replaces(path):
     """Unlike x1 ~ p_1t with noise put on it again, which leaves p_t too but keeps a memory of the old token."""
     toy = Toy(path, length=1, tokens=V)
-    law = toy.marginal(times(0.6)[0])
-    assert torch.allclose(passes_from_each_state(toy, LooGibbs(path), 0.6), law.expand(V, V), atol=1e-12)
+    distribution = toy.marginal(times(0.6)[0])
+    assert torch.allclose(passes_from_each_state(toy, LooGibbs(path), 0.6), distribution.expand(V, V), atol=1e-12)
 
 
 def theta_error(steps: int, positive_part: bool) -> float:
@@ -244,25 +248,25 @@ def theta_error(steps: int, positive_part: bool) -> float:
     toy = Toy(path, length=1, tokens=5)
     grid = time_grid(steps, 0.9)
     sampler = ThetaTrapezoidal(path, grid, ForwardVelocity(path))
-    law = toy.marginal(times(0.0)[0])
+    distribution = toy.marginal(times(0.0)[0])
     for t, s in itertools.pairwise(grid):
         start, mid = toy.everywhere(t), toy.everywhere(t)
         p1 = toy.posterior(start.x, start.t)
-        first = toy.transition(sampler.law(start, p1, times(s).repeat(5)))
+        first = toy.transition(sampler.distribution(start, p1, times(s).repeat(5)))
         start_rates = sampler.rates(start, start.t, p1)
         t_mid = start.t + (s - t) / 2
         mid_rates = sampler.rates(mid, t_mid, toy.posterior(mid.x, t_mid))
-        after = torch.zeros_like(law)
+        after = torch.zeros_like(distribution)
         for z in range(5):
             held = start_rates[z].expand(5, 1, 5)
             if positive_part:
-                second = sampler.second_law(mid, held, mid_rates, times(s).repeat(5))
+                second = sampler.second_distribution(mid, held, mid_rates, times(s).repeat(5))
             else:
                 rates = (2 * mid_rates - held).scatter(-1, mid.x[..., None], 0)
-                second = leap_law(mid.x, rates, times((s - t) / 2).repeat(5), "first")
-            after += law[z] * first[z] @ toy.transition(second)
-        law = after
-    return total_variation(law, toy.marginal(times(0.9)[0]))
+                second = leap_distribution(mid.x, rates, times((s - t) / 2).repeat(5), "first")
+            after += distribution[z] * first[z] @ toy.transition(second)
+        distribution = after
+    return total_variation(distribution, toy.marginal(times(0.9)[0]))
 
 
 def test_theta_trapezoidal_numbers():
@@ -283,12 +287,14 @@ def test_tau_leap_numbers_on_the_same_toy():
     assert total_variation(euler, toy.marginal(times(0.9)[0])) < 1e-12
 
 
-def test_leap_law_counts_poisson_jumps():
+def test_leap_distribution_counts_poisson_jumps():
     rates, h = times(0.0, 0.7, 1.9), 0.4
     none = torch.distributions.Poisson(h * rates).log_prob(torch.zeros(3)).exp()
     one = torch.distributions.Poisson(h * rates[1:]).log_prob(torch.ones(2)).exp()
     alone = one * none.prod() / none[1:]  # one jump to this token and none to any other
-    rejecting, keeping = (leap_law(torch.tensor([[0]]), rates[None, None], times(h), s) for s in ("reject", "first"))
+    rejecting, keeping = (
+        leap_distribution(torch.tensor([[0]]), rates[None, None], times(h), s) for s in ("reject", "first")
+    )
     assert torch.allclose(rejecting[0, 0, 1:], alone)
     assert torch.allclose(keeping[0, 0, 1:], (1 - none.prod()) * rates[1:] / rates.sum())
     assert torch.allclose(torch.stack([rejecting.sum(), keeping.sum()]), times(1.0, 1.0))
@@ -298,8 +304,8 @@ def test_routes_weigh_noise_by_the_data_token():
     """Where the noise route depends on x1, its mean under the posterior counts."""
     p1 = torch.tensor([[[0.25, 0.75]]], dtype=torch.float64)
     routes = Routes(torch.zeros(1, 1, 2).double(), torch.tensor([[[1.0, 0.0]]]).double())
-    law = routes.law(torch.tensor([[0]]), p1, times(0.0, 1.0))
-    assert torch.allclose(law[0, 0], times(0.75, 0.25))
+    distribution = routes.distribution(torch.tensor([[0]]), p1, times(0.0, 1.0))
+    assert torch.allclose(distribution[0, 0], times(0.75, 0.25))
     z = torch.tensor([[0]])
     half = torch.full((1, 1, 1), 0.5, dtype=torch.float64)
     assert reversal_kernel(half / 2, half, z, times(0.5, 0.5)).noise.shape == (1, 1, 2)
@@ -307,8 +313,10 @@ def test_routes_weigh_noise_by_the_data_token():
 
 @pytest.mark.parametrize("path", [MASK, UNIFORM, UNIGRAM], ids=["mask", "uniform", "unigram"])
 @pytest.mark.parametrize("name", ["exact", "euler", "euler_x1"])
-def test_asking_for_those_that_jump_alone_has_the_law_of_the_step(name, path):
-    """The shortcut draws who jumps before where to; its law is that of ``law`` from every state, also at the end."""
+def test_asking_for_those_that_jump_alone_has_the_distribution_of_the_step(name, path):
+    """The shortcut draws who jumps before where to; its distribution is that of ``distribution`` from every state,
+    also at the end.
+    """
     toy = Toy(path, length=2, tokens=V, concentration=0.5)
     grid = (0.3, 0.6, 1.0)
     velocity = ForwardVelocity(path)
@@ -323,8 +331,8 @@ def test_asking_for_those_that_jump_alone_has_the_law_of_the_step(name, path):
 
 
 def test_no_shortcut_where_kappa_differs_between_tokens():
-    law = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-    path = MixturePath(UnigramSource(law), KineticOptimalScheduler(law))
+    distribution = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    path = MixturePath(UnigramSource(distribution), KineticOptimalScheduler(distribution))
     grid, velocity = (0.0, 0.5, 1.0), ForwardVelocity(path)
     for sampler in (ExactX1(path, grid), Euler(path, grid, velocity), EulerX1(path, grid, velocity)):
         assert sampler.jump_probability(Toy(path, 1, 3).everywhere(0.2), times(0.5)) is None
