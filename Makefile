@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test fuzz lint format bench gpu-check bench-trained report embedded wheel-test clean
+.PHONY: help demo test fuzz lint format docs tables bench gpu-check bench-trained report embedded wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,14 +31,25 @@ SECONDS ?= 600
 fuzz: $(VENV)/.dev  ## Random requests against generate with fresh seeds, for SECONDS=600 seconds.
 	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q tests/fuzz
 
+# Words that the field does not use for what they would mean here.
+FORBIDDEN := laws?
 lint: $(VENV)/.dev  ## Style and types only.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if git grep -niwE "$(FORBIDDEN)" -- '*.py' '*.md' '*.yaml'; then \
+		echo "the field's own words, please: see CONTRIBUTING.md" >&2; exit 1; fi
 
 format: $(VENV)/.dev  ## Put the code into the style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs  ## The documentation as pages in build/docs; warnings are errors.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'open build/docs/index.html'
+
+tables: $(VENV)/.dev  ## The tables of README and docs anew, from result files, decoders and recipes.
+	$(BIN)/python -m tools.tables
 
 # Each line writes the file in benchmarks/results that it names, and is the command in that file but for the folder.
 RESULTS := benchmarks/results
@@ -164,4 +175,8 @@ endif
 $(VENV)/.dev: $(VENV)/.base
 	@echo 'installing what tests and training need, once'
 	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[docs]'
 	@touch $@

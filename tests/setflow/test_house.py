@@ -101,14 +101,16 @@ def test_versions_are_ranges_here_and_pins_there():
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", pin) for pin in pins)
 
 
-def test_readme_names_files_that_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w./*-]+)` \|", text, flags=re.MULTILINE)  # the table of packages
-    table = [name for name in rows if re.search(r"/|\.(?:py|toml|txt|yaml|md)$", name)]
-    assert table, "the README has no table of packages"
-    mentioned = re.findall(r"`([\w./-]+\.(?:py|yaml|toml))`|`(benchmarks/[\w./*-]+)`|\]\(([\w./-]+)\)", text)
-    names = table + [name for found in mentioned for name in found if name]
-    missing = [name for name in names if not list(ROOT.glob(name.rstrip("/")))]
+def test_readme_and_docs_name_files_that_exist():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = re.compile(r"`([\w./-]+/[\w./-]+\.(?:py|yaml|toml|json))`|`((?:benchmarks|tests)/[\w./*-]+)`")
+    names = {
+        name for page in pages for found in named.findall(page.read_text(encoding="utf-8")) for name in found if name
+    }
+    assert names
+    missing = {
+        name for name in names if not name.startswith(("build/", "./")) and not list(ROOT.glob(name.rstrip("/")))
+    }
     assert not missing
 
 
