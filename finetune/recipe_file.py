@@ -1,5 +1,6 @@
 """The YAML file of a recipe: where it is, what is in it, and whether its keys are known; read without torch."""
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,17 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
 )
+
+
+def packaged_recipes() -> dict[str, str]:
+    """The name of each packaged recipe, with what the first sentence of its file says."""
+    return {path.stem: _first_sentence(path) for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def _first_sentence(path: Path) -> str:
+    comment = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
 def find_recipe(name: str | Path) -> Path:

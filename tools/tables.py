@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.tables import Row, markdown_of, markdown_table
+from finetune.recipe_file import packaged_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -105,16 +106,10 @@ def decoders() -> str:
 
 
 def recipes() -> str:
-    """The recipes that ``setflow finetune`` knows by name, with what their first comment says."""
-    body = []
-    for path in sorted((ROOT / "finetune" / "recipes").glob("*.yaml")):
-        comment = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.startswith("# "):
-                break
-            comment.append(line.removeprefix("#").strip())
-        body.append([f"`{path.stem}`", first_sentence(" ".join(comment))])
-    return markdown_table(["recipe", "what it does"], body)
+    """The recipes that ``setflow finetune`` knows by name, with what the first sentence of each file says."""
+    return markdown_table(
+        ["recipe", "what it does"], ([f"`{name}`", text] for name, text in packaged_recipes().items())
+    )
 
 
 def packages() -> str:

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from decoding.inputs.source import check_source
-from setflow.commands.settings import need_extra, note
+from setflow.commands.settings import need_extra, note, screen
 
 TRAIN = ("accelerate", "yaml", "datasets", "peft")
 
@@ -81,6 +81,31 @@ def recipe(
         if key.startswith("tokens_per_forward/"):
             note(f"{key.partition('/')[2]}: {speed:.2f} tokens per forward on held-out prompts")
     note(f"{chosen.output}: what was trained, its tokenizer, training.json and a model card")
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """List the packaged recipes, with what each does."""
+    need_extra("train", TRAIN)
+    from rich.table import Table
+
+    from finetune.recipe_file import packaged_recipes
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in packaged_recipes().items():
+        table.add_row(name, text)
+    screen().print(table, soft_wrap=False)
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
+) -> None:
+    """Print a recipe, as the beginning of one of your own: setflow finetune show RECIPE > my.yaml."""
+    need_extra("train", TRAIN)
+    from finetune.recipe_file import find_recipe
+
+    print(find_recipe(recipe).read_text(encoding="utf-8"), end="")
 
 
 @app.command("distill-data")

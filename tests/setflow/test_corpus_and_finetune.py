@@ -3,9 +3,11 @@
 import importlib.util
 import json
 from functools import partial
+from importlib.resources import files
 
 import pytest
 
+from finetune.recipe import load_recipe
 from finetune.recipe_file import find_recipe
 from setflow import corpus
 
@@ -84,3 +86,17 @@ def test_finetune_names_the_extra_that_is_missing(setflow, monkeypatch):
         code == 2
         and err == "error: this needs accelerate, which this installation lacks: pip install 'setflow[train]'\n"
     )
+
+
+def test_recipes_are_listed_and_shown_as_files_that_train(setflow, tmp_path):
+    code, out, _ = setflow("finetune", "list")
+    recipes = {path.stem: path.read_text() for path in files("finetune").joinpath("recipes").iterdir()}
+    assert code == 0 and len(recipes) > 20 and all(f"{name} " in out for name in recipes)
+    for name in ("llama3.1-8b-gated", "rpt-embedded", "embedded-dfm-mask"):
+        code, shown, _ = setflow("finetune", "show", name)
+        assert code == 0 and shown == recipes[name]
+        own = tmp_path / "my.yaml"
+        own.write_text(shown)
+        assert load_recipe(own) == load_recipe(name)
+    code, _, err = setflow("finetune", "show", "rpt-embeded")
+    assert code == 2 and "did you mean 'rpt-embedded'" in err
