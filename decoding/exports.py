@@ -9,8 +9,7 @@ from decoding.forward.loading import load_model
 from decoding.forward.mask_token import find_mask_token
 from decoding.forward.rows import RowList
 from decoding.forward.visibility import Visibility
-from decoding.inputs.spec import decoder_from_spec
-from decoding.integration import install, uninstall
+from decoding.integration import decoder_from_spec, install, uninstall
 from decoding.next_token import NextTokenDecoder
 from decoding.output import DecodeOutput
 from decoding.revision import Revision

@@ -1,4 +1,4 @@
-"""How decoders reach every call of ``model.generate``, inside pipelines and trainers too."""
+"""How decoders are made of short texts, and reach every call of ``model.generate``, inside pipelines and trainers too."""
 
 import functools
 from typing import Any
@@ -7,6 +7,19 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from decoding.decoder import Decoder
 from decoding.engine import Engine
+from decoding.inputs.spec import load_spec
+
+
+def decoder_from_spec(spec: str) -> Decoder:
+    """The decoder that ``spec`` describes (:mod:`decoding.inputs.spec`); keys are the fields of the decoder and of its rule.
+
+    >>> decoder_from_spec("sbd:block_size=16,entropy_bound=0.1")
+    SetBlockDecoder(block_size=16, rule=EntropyBound(entropy_bound=0.1, order='entropy', max_reveal=None), \
+anchor=False, commit='block', revision=None, entropy_from='sampled', mask_token_id=None)
+
+    Raises ValueError for an unknown decoder or key, with the nearest known name.
+    """
+    return load_spec(spec)
 
 
 class InstalledGenerate:

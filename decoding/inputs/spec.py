@@ -8,13 +8,10 @@ What is one's own is named by where it is, ``module:Class``: a decoder (``module
 import ast
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from decoding.inputs.checks import check_choice, did_you_mean, named_object
 from decoding.inputs.signatures import signature_of
-
-if TYPE_CHECKING:
-    from decoding.decoder import Decoder
 
 # Names of classes, (module, class): they are imported when asked for, because methods stand on this package.
 Place = tuple[str, str]
@@ -53,15 +50,8 @@ class Part:
             signature.check(self.values)
 
 
-def decoder_from_spec(spec: str) -> "Decoder":
-    """The decoder that ``spec`` describes; keys are the fields of the decoder and of its rule.
-
-    >>> decoder_from_spec("sbd:block_size=16,entropy_bound=0.1")
-    SetBlockDecoder(block_size=16, rule=EntropyBound(entropy_bound=0.1, order='entropy', max_reveal=None), \
-anchor=False, commit='block', revision=None, entropy_from='sampled', mask_token_id=None)
-
-    Raises ValueError for an unknown decoder or key, with the nearest known name.
-    """
+def load_spec(spec: str) -> Any:
+    """What ``spec`` describes, its classes imported: :func:`decoding.decoder_from_spec` for those who know decoders."""
     decoder, parts = parse_spec(spec, _fields)
     decoder.values |= {field: part.load() for field, part in parts.items()}
     return decoder.load()
@@ -70,7 +60,7 @@ anchor=False, commit='block', revision=None, entropy_from='sampled', mask_token_
 def check_spec(spec: str) -> None:
     """Raise ValueError for what is wrong with ``spec``, as far as that shows before torch is imported.
 
-    Decoders, keys and plain values of keys are known; :func:`decoder_from_spec` knows the rest.
+    Decoders, keys and plain values of keys are known; :func:`decoding.decoder_from_spec` knows the rest.
     """
     decoder, parts = parse_spec(spec, _unloaded_fields)
     for part in (*parts.values(), decoder):

@@ -15,6 +15,8 @@ FLOORS = PRODUCT | CHECKOUT
 METHODS = {"sbd", "rpt", "dfm"}
 # Two methods use the pure sampling rules of a third, which never imports them.
 NEIGHBOURS = {("sbd", "dfm"), ("rpt", "dfm")}
+# The first corridor of the engine is its main path; the wings are what it stands on, each on those before it.
+WINGS = {"inputs": (), "forward": ("inputs",), "training": ("inputs", "forward")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -76,6 +78,26 @@ def test_no_module_comes_back_to_itself():
         TopologicalSorter(module_graph()).prepare()
     except CycleError as error:
         pytest.fail("a circle of imports: " + " -> ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_of_the_engine_knows_nothing_of_the_main_path(wing):
+    """Not for type checkers either."""
+    allowed = tuple(f"decoding.{name}" for name in (wing, *WINGS[wing]))
+    for name, found in module_graph().items():
+        if name.startswith(f"decoding.{wing}."):
+            upward = {other for other in found if not other.startswith(allowed)}
+            assert not upward, f"{name} imports {', '.join(upward)}"
+
+
+def test_the_engine_has_no_other_wings():
+    assert {path.name for path in (ROOT / "decoding").iterdir() if (path / "__init__.py").is_file()} == WINGS.keys()
+
+
+@pytest.mark.parametrize("package", ("decoding", "sbd", "rpt"))
+def test_files_stay_small(package):
+    for path in sources(package):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path.relative_to(ROOT)
 
 
 @pytest.mark.parametrize("package", CHECKOUT)
