@@ -92,10 +92,12 @@ class Engine:
         """Where rows go in: where the embedding runs, also while its weights are offloaded."""
         embedding = self.model.get_input_embeddings()
         for module in (embedding, self.model):
-            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # of accelerate
+            device = getattr(vars(module).get("_hf_hook"), "execution_device", None)  # of accelerate
             if device is not None:
                 return torch.device(device)
-        return next(embedding.parameters()).device
+        weight = embedding.weight
+        assert isinstance(weight, Tensor)
+        return weight.device
 
     @property
     def keeps_whole_batch(self) -> bool:

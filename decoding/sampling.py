@@ -201,8 +201,8 @@ class LogitsPipeline:
 
 def likeliest(scores: Tensor) -> Tensor:
     """Tokens [...] of the largest of ``scores`` [..., V]; -1 where that is nan or infinite, so that nothing is chosen."""
-    best = scores.argmax(-1, keepdim=True)
-    return torch.where(scores.gather(-1, best).isfinite(), best, -1).squeeze(-1)
+    value, token = scores.max(-1)
+    return token.masked_fill_((value - value).isnan(), -1)  # as isfinite would, in half as many operations
 
 
 def _named(processor: LogitsProcessor) -> str:
@@ -229,7 +229,7 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     # The first token whose cumulative mass exceeds the threshold, so a token of probability zero is never drawn.
     token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     token = token.clamp_max(probabilities.shape[-1] - 1)
-    return token.masked_fill(~(total[:, 0] > 0) | ~total[:, 0].isfinite(), -1)
+    return token.masked_fill_(~(total[:, 0] > 0), -1)
 
 
 def uniforms(generators: Sequence[torch.Generator], device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ def verify_greedy(likeliest: Tensor, drafts: Tensor, lengths: Tensor | None = No
     >>> verify_greedy(torch.tensor([[5, 6, 7]]), torch.tensor([[5, 9]]), torch.tensor([2]))
     (tensor([1]), tensor([6]))
     """
-    accepted = _first_failure(drafts != likeliest[:, :-1], lengths)
+    accepted = _count_accepted(drafts == likeliest[:, :-1], lengths)
     return accepted, likeliest.gather(1, accepted[:, None])[:, 0]
 
 
@@ -44,7 +44,7 @@ def verify_sampled(
     odds = p[:, :-1].gather(-1, drafts[..., None])[..., 0]
     if q is not None:
         odds = odds / q.gather(-1, drafts[..., None])[..., 0]
-    accepted = _first_failure(~(uniform[:, :-1] < odds), lengths)  # what is compared with nan fails, too
+    accepted = _count_accepted(uniform[:, :-1] < odds, lengths)  # what is compared with nan fails, too
     sequence = torch.arange(len(p), device=p.device)
     rest = p[sequence, accepted]
     if drafts.shape[1]:
@@ -57,8 +57,8 @@ def verify_sampled(
     return accepted, inverse_cdf(rest, uniform[:, -1])
 
 
-def _first_failure(failed: Tensor, lengths: Tensor | None) -> Tensor:
-    """How many tests each sequence passed before the first that ``failed`` [B, M] bool, or before its ``lengths`` [B]."""
+def _count_accepted(passed: Tensor, lengths: Tensor | None) -> Tensor:
+    """How many tests each sequence ``passed`` [B, M] bool before the first that failed, or before its ``lengths`` [B]."""
     if lengths is not None:
-        failed = failed | (torch.arange(failed.shape[1], device=failed.device) >= lengths[:, None])
-    return torch.cat([failed, failed.new_ones(len(failed), 1)], dim=1).int().argmax(1)
+        passed = passed & (torch.arange(passed.shape[1], device=passed.device) < lengths[:, None])
+    return passed.cumprod(1).sum(1)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def to_device(values: Tensor | Sequence, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(values: Tensor | np.ndarray | Sequence, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """``values``, numbers in lists or a tensor of the host, as a tensor on ``device``; the host does not wait for it.
 
     An ordinary copy waits until the device has done all that it was given before, so that it stands idle until it is given

@@ -123,7 +123,7 @@ class SelfSpeculativeDecoder(Decoder):
             decided += [drafts, confidences]
         if logprobs is not None:
             decided.append(logprobs)
-        table = torch.cat([column.double() for column in decided], dim=1).tolist()
+        table = torch.cat(decided, dim=1).tolist()  # in float32, which holds the ids of tokens below 2**24
 
         count = 0 if hidden is None else self.block_size - 1
         for i, (sequence, state, row) in enumerate(zip(sequences, states, table, strict=True)):
@@ -162,25 +162,15 @@ class SelfSpeculativeDecoder(Decoder):
 
     def _verify(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
         """How many drafts of each sequence pass [B], the token that follows them [B], and log-probabilities [B, M + 1]."""
-        sequences, states = step.sequences, [sequence.state for sequence in step.sequences]
-        raw = step.logits((i, state.checked) for i, state in enumerate(states))
-        log_p = raw.log_softmax(-1) if batch.wants_logprobs else None
-        rows = [
-            (sequence, j) for sequence, state in zip(sequences, states, strict=True) for j in range(len(state.checked))
-        ]
-
-        def left_of(row: int) -> tuple[int, list[int]]:
-            sequence, j = rows[row]
-            return sequence.left_of(sequence.state.draft.tokens[:j])
-
-        scores = batch.pipeline.process_drafts(raw, left_of, batch.stopping.eos_token_ids)
+        states = [sequence.state for sequence in step.sequences]
+        scores, drawn_from, log_p = self._scores(batch, step)
         counts = [len(state.draft.tokens) for state in states]
         most = max(counts)
         padded = [s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)]
         drafts = to_device(padded, scores.device, torch.long).view(len(states), most)
         lengths = None if min(counts) == most else to_device(counts, scores.device)
         if batch.pipeline.do_sample:
-            q = self._draft_distributions(batch, step, drafts)
+            q = None if drawn_from is None else _draft_distributions(states, drawn_from.softmax(-1), drafts)
             numbers = [state.uniforms.peek(n + 1).tolist() for state, n in zip(states, counts, strict=True)]
             uniform = torch.tensor(
                 [u[:-1] + [0.0] * (most + 1 - len(u)) + u[-1:] for u in numbers], dtype=torch.float64
@@ -197,22 +187,30 @@ class SelfSpeculativeDecoder(Decoder):
         emitted = followed.where(torch.arange(most + 1, device=token.device) < accepted[:, None], token[:, None])
         return accepted, token, _rectangle(log_p, counts).gather(-1, emitted[..., None].clamp_min(0))[..., 0]
 
-    def _draft_distributions(self, batch: Batch, step: Step, drafts: Tensor) -> Tensor | None:
-        """q [B, M, V] of ``drafts`` [B, M]: those of the mask rows again, all mass on the token for other sources."""
-        states = [sequence.state for sequence in step.sequences]
-        drawn = [i for i, state in enumerate(states) if state.draft.hidden is not None and state.draft.tokens]
-        if not drawn:
-            return None
-        q = batch.pipeline.process(step.head(torch.cat([states[i].draft.hidden for i in drawn]))).softmax(-1)
-        counts = [len(states[i].draft.tokens) for i in drawn]
-        rectangle = _rectangle(q, [count - 1 for count in counts])
-        if len(drawn) == len(states) and rectangle.shape[1] == drafts.shape[1]:
-            return rectangle
-        every = torch.zeros(*drafts.shape, q.shape[-1], dtype=q.dtype, device=q.device).scatter_(
-            2, drafts[..., None], 1
-        )
-        every[to_device(drawn, q.device), : rectangle.shape[1]] = rectangle
-        return every
+    def _scores(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Processed logits [N, V] of the rows that verify; those [M, V] that drafts were drawn from; log-probabilities [N, V].
+
+        What drafts were drawn from matters where text is sampled. Only its hidden states were kept, so the head runs on
+        both together. Log-probabilities, where wanted, are those of the rows that verify.
+        """
+        sequences, pipeline = step.sequences, batch.pipeline
+        rows = [(sequence, j) for sequence in sequences for j in range(len(sequence.state.checked))]
+        hidden = [step.hidden((i, sequence.state.checked) for i, sequence in enumerate(sequences))]
+        hidden += [sequence.state.draft.hidden for sequence in sequences if sequence.state.draft.hidden is not None]
+        raw = step.head(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+        count = len(rows)
+        log_p = raw[:count].log_softmax(-1) if batch.wants_logprobs else None
+
+        def left_of(row: int) -> tuple[int, list[int]]:
+            sequence, j = rows[row]
+            return sequence.left_of(sequence.state.draft.tokens[:j])
+
+        if pipeline.needs_context:
+            scores = pipeline.process_drafts(raw[:count], left_of, batch.stopping.eos_token_ids)
+            drawn_from = pipeline.process(raw[count:])
+        else:
+            scores, drawn_from = pipeline.process(raw).tensor_split([count])
+        return scores, drawn_from if len(hidden) > 1 else None, log_p
 
     def _draft(self, batch: Batch, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the look-ahead blocks of the ``accepted`` lengths [B] drafted: states [B, k - 1, D], tokens, confidences.
@@ -254,6 +252,18 @@ class SelfSpeculativeDecoder(Decoder):
             if draft.source == MaskDrafts.name:  # what the text alone proposed is watched anyway
                 batch.state.record(sequence, draft, accepted)
             sequence.acceptance_lengths.append(accepted)
+
+
+def _draft_distributions(states: list[SpeculativeState], drawn_from: Tensor, drafts: Tensor) -> Tensor:
+    """q [B, M, V] of ``drafts`` [B, M]: the distributions ``drawn_from`` [N, V], all mass on the token for other sources."""
+    drawn = [i for i, state in enumerate(states) if state.draft.hidden is not None]
+    rectangle = _rectangle(drawn_from, [len(states[i].draft.tokens) - 1 for i in drawn])
+    if len(drawn) == len(states) and rectangle.shape[1] == drafts.shape[1]:
+        return rectangle
+    every = torch.zeros(*drafts.shape, drawn_from.shape[-1], dtype=drawn_from.dtype, device=drawn_from.device)
+    every.scatter_(2, drafts[..., None], 1)
+    every[to_device(drawn, drawn_from.device), : rectangle.shape[1]] = rectangle
+    return every
 
 
 def _rectangle(values: Tensor, counts: list[int]) -> Tensor:

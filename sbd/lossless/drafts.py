@@ -26,7 +26,7 @@ class Draft:
     source: str = "mask"
 
     def shortened(self, count: int) -> "Draft":
-        hidden = None if self.hidden is None else self.hidden[:count]
+        hidden = None if self.hidden is None or not count else self.hidden[:count]
         return Draft(self.tokens[:count], self.confidences[:count], hidden, self.source)
 
 

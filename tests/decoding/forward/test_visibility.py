@@ -99,7 +99,7 @@ def hidden_without_cache(model) -> torch.Tensor:
     """Rows of `packed_rows`, ordered by slot, padding at its scratch slot dropped."""
     rows = packed_rows()
     keep = 8  # the rows that both sequences have, each in the slot of its index
-    visibility = Visibility(*(getattr(rows.visibility, name)[:, :keep] for name in vars(rows.visibility)))
+    visibility = rows.visibility.of_rows(slice(keep))
     with torch.no_grad():
         return run_trunk(model, rows.tokens[:, :keep], rows.positions[:, :keep], visibility, keep)
 
