@@ -17,7 +17,7 @@ def measure_speed(
     Each round runs all prompts; within a prompt the contenders take turns in an order drawn anew, so that a slow moment of
     the machine hits all alike and none always follows the same other. Figures are medians over rounds of a round's
     totals. The first prompt is run once before, to warm up. ``overhead_share`` is the part of the time spent outside the
-    model's trunk and head.
+    model's trunk and head, ``overhead_milliseconds_per_forward`` that time itself.
     """
     for contender in contenders:
         contender.run(prompts.ids[:1], prompts.max_new_tokens)
@@ -51,6 +51,9 @@ def measure_speed(
                     3,
                 ),
                 "milliseconds_per_forward": round(statistics.median(1e3 * inside / f for _, f, _, inside in runs), 3),
+                "overhead_milliseconds_per_forward": round(
+                    statistics.median(1e3 * (seconds - inside) / f for _, f, seconds, inside in runs), 3
+                ),
                 "overhead_share": round(statistics.median(1 - inside / seconds for _, _, seconds, inside in runs), 3),
             }
         )

@@ -84,6 +84,31 @@ def test_one_copy_to_the_host_for_each_step(shared_model, prompts, decoder, leng
     assert len(per_step) == output.forwards.max() and set(per_step) == {1}
 
 
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("decoder, calls", [("ntp", 1), ("lookup", 1), ("all", 2), ("both", 2)])
+def test_calls_of_the_head_in_a_step(shared_model, prompts, decoder, calls, do_sample):
+    """What drafts next can be chosen only once it is known how many drafts passed; all else goes through the head together."""
+    model, per_step = shared_model("llama"), [0]
+
+    class CountingEngine(Engine):
+        def forward(self, rows, cache):
+            per_step.append(0)
+            return super().forward(rows, cache)
+
+        def head(self, hidden):
+            per_step[-1] += 1
+            return super().head(hidden)
+
+    model.generate(
+        **prompts(9, 4),
+        max_new_tokens=24,
+        custom_generate=DECODERS[decoder],
+        engine=CountingEngine(model),
+        do_sample=do_sample,
+    )
+    assert max(per_step) == calls
+
+
 def test_log_probabilities_come_with_the_same_copy(shared_model, prompts):
     model = shared_model("llama")
     engine, settings = (
