@@ -93,10 +93,11 @@ class RowList:
 
     def padded(self, width: int, scratch: int) -> list[SequenceOf[int]]:
         """The columns of ``width`` rows: these, then some that stand for nothing and see only themselves, in ``scratch``."""
-        columns, missing = list(vars(self).values()), width - len(self)
+        columns, missing = [getattr(self, name) for name in self.COLUMNS], width - len(self)
         if missing:
-            padding = (0, 0, scratch, 0, scratch, scratch + 1, 0, 1, NONE)
-            columns = [column + [value] * missing for column, value in zip(columns, padding, strict=True)]
+            padding = {"slots": scratch, "own_start": scratch, "own_end": scratch + 1, "offset": 1, "level": NONE}
+            fill = [[padding.get(name, 0)] * missing for name in self.COLUMNS]
+            columns = [column + rest for column, rest in zip(columns, fill, strict=True)]
         return columns
 
     def _add(
