@@ -18,6 +18,9 @@ REFUSED = {
     "constraints": None,
     "force_words_ids": None,
     "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "use_mtp": False,
+    "speculation_type": None,
     "output_scores": False,
     "output_logits": False,
     "output_attentions": False,
@@ -26,6 +29,8 @@ REFUSED = {
     "watermarking_config": None,
     "token_healing": False,
     "cache_implementation": None,
+    "prefill_chunk_size": None,
+    "compile_config": None,
 }
 # What `generate` prepares for its own loops; the engine makes its own positions and asks for its own logits.
 PREPARED = {
@@ -50,6 +55,9 @@ def keep_arguments_for(kind: type) -> None:
     @functools.wraps(original)
     def extract(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer):
         """Pass on to ``kind`` everything that the original would collect for ``generate``'s own loops."""
+        if isinstance(custom_generate, type) and issubclass(custom_generate, kind):
+            name = custom_generate.__name__
+            raise ValueError(f"custom_generate must be a decoder such as {name}(), got the class {name}")
         if not isinstance(custom_generate, kind):
             return original(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
         given = kwargs.get("past_key_values")
