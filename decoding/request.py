@@ -1,6 +1,7 @@
 """What was asked of ``generate``: checks of its settings, and the sequences that stand for its prompts."""
 
 import functools
+import warnings
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ def make_sequences(
     """
     context = context_length(model.config)
     seed = int(torch.randint(2**62, ()))  # follows torch.manual_seed
-    sequences = []
+    sequences, longest = [], 0
     for index, row in enumerate(input_ids):
         real = torch.ones_like(row, dtype=torch.bool) if attention_mask is None else attention_mask[index].bool()
         tokens, padding = row[real].tolist(), row[~real].tolist()
@@ -130,9 +131,16 @@ def make_sequences(
                 f"prompt {index} has {len(tokens)} tokens, but the model's context (max_position_embeddings) is {context}; "
                 f"it must be shorter"
             )
+        longest = max(longest, limit - len(padding))
         check_reach(model, limit - len(padding) - 1 + ahead)
         generator = torch.Generator().manual_seed(seed + index)
         sequences.append(Sequence(index, tokens, limit - len(padding), generator, padding))
+    if context is not None and longest > context:
+        warnings.warn(
+            f"this run may reach {longest} tokens, more than the model's context of {context}; what comes behind that is no "
+            f"text of the model",
+            stacklevel=4,
+        )
     return sequences
 
 

@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
 from decoding.inputs.generation_config import check_generation_config, check_generation_file
-from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_source, located
+from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_layers, check_source, located
 
 # Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
 # Imported when there are such files, because methods stand on this package.
@@ -87,7 +87,11 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
 def weights_of(source: str) -> str:
     """Where the weights of ``source`` are: with its base model, if it is a gated adapter."""
     file = _beside(source, ADAPTER_FILE)
-    return located(source) if file is None else base_of(file.parent)
+    if file is None:
+        return located(source)
+    base = base_of(file.parent)
+    check_layers(Path(base), f"base model {base!r}")
+    return base
 
 
 def base_model_of(source: str) -> str:
@@ -141,8 +145,8 @@ def _reason(error: Exception, verb: str) -> str:
     said = " ".join(str(error).split())
     if "trust_remote_code" in said:
         return (
-            "comes with code of its own, which runs only with your consent: read it, then say --trust-remote-code, or "
-            "trust_remote_code=True in Python"
+            "comes with code of its own, which runs only with your consent: read it, then say --trust-remote-code to generate, "
+            "chat or eval, or trust_remote_code=True in Python; recipes, sweeps and benchmarks never run such code"
         )
     if "ignore_mismatched_sizes" in said:
         return f"cannot be {verb}: its weights have other shapes than its config.json says"
