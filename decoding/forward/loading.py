@@ -74,7 +74,7 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
         model, info = loaded
         vars(model).pop("generate", None)  # one of the folder's own would stand in the way of every decoder
         # Weights that are not in the files are random, and nobody should miss that because the log is quiet.
-        absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+        absent = _not_loaded(model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if absent:
             warnings.warn(
                 f"model {source!r}: {len(absent)} weights are not in its files and are random: {absent[0]}, ...",
@@ -82,6 +82,15 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
             )
         attach_extras(model, source)
     return model.eval()
+
+
+def _not_loaded(model: PreTrainedModel, absent: set[str]) -> list[str]:
+    """Of the names ``absent`` in the files those whose weights have no other name that is there, as tied ones have."""
+    places: dict[int, set[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(weight), set()).add(name)
+    tied = set().union(*(names for names in places.values() if names - absent))
+    return sorted(absent - tied)
 
 
 def weights_of(source: str) -> str:
