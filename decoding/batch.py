@@ -26,7 +26,7 @@ class Sequence:
     cached: how many of them have their keys and values in the cache; the rest is *pending* and rides in the next forward.
     limit: number of tokens at which the sequence ends.
     forwards: forward passes it took part in, without the prefill.
-    decided_at: for every new token the forward (1, 2, ...) that decided it.
+    decided_at: for every new token the forward (1, 2, ...) that decided it; committed_at: the one that made it final.
     logprobs: for every new token its next-token log-probability in nats, where the decoder has it anyway.
     acceptance_lengths: for every verified draft the number of its tokens that were accepted.
     revisions: for every new token how often it was replaced before it became final, where the decoder replaces tokens.
@@ -43,6 +43,7 @@ class Sequence:
     finished: bool = False
     prompt_length: int = field(init=False)
     decided_at: list[int] = field(default_factory=list)
+    committed_at: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     acceptance_lengths: list[int] = field(default_factory=list)
     revisions: list[int] = field(default_factory=list)
@@ -64,6 +65,15 @@ class Sequence:
         """How many more tokens may be committed."""
         return self.limit - len(self.tokens)
 
+    def end_after(self, count: int) -> None:
+        """End the sequence behind its first ``count`` new tokens."""
+        self.forwards = self.committed_at[count - 1]
+        for column in (self.decided_at, self.committed_at, self.logprobs, self.revisions):
+            del column[count:]
+        del self.tokens[self.prompt_length + count :]
+        self.cached = min(self.cached, len(self.tokens))
+        self.finished = True
+
     def left_of(self, drafts: SequenceOf[int] = ()) -> tuple[int, list[int]]:
         """The context of a row behind the tokens and ``drafts``, in the form that LogitsPipeline.scores asks for."""
         return self.index, [*self.padding, *self.tokens, *drafts]
@@ -74,12 +84,15 @@ class Stopping:
     """When a sequence ends: EOS, stop strings and any other criteria, exact inside a block.
 
     ``eos_token_ids`` end a sequence and belong to it. Several tokens are committed at once, so ``criteria`` are asked
-    about every prefix in turn, and the text is cut at the first that stops.
+    about every prefix in turn, and the text is cut at the first that stops. ``foreign`` ones, which are not transformers'
+    own, may keep a state or answer for all rows at once: they are asked once a step about the whole batch, as in
+    ``generate`` (:meth:`Batch.stop_together`).
     """
 
     eos_token_ids: frozenset[int] = frozenset()
     criteria: tuple[StoppingCriteria, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    foreign: tuple[StoppingCriteria, ...] = ()
 
     @classmethod
     def from_generate(
@@ -92,12 +105,14 @@ class Stopping:
         given = [c.eos_token_id.flatten().tolist() for c in criteria or () if type(c) is EosTokenCriteria]
         eos = [] if config.eos_token_id is None else config.eos_token_id
         ids = frozenset(sum(given, []) if given else [eos] if isinstance(eos, int) else eos)
-        asked = []
+        own, foreign = [], []
         for criterion in criteria or ():
             is_limit = type(criterion) is MaxLengthCriteria and criterion.max_length == config.max_length
-            if not is_limit and type(criterion) is not EosTokenCriteria:
-                asked.append(criterion)
-        return cls(ids, tuple(asked), device)
+            if not type(criterion).__module__.startswith("transformers."):
+                foreign.append(criterion)
+            elif not is_limit and type(criterion) is not EosTokenCriteria:
+                own.append(criterion)
+        return cls(ids, tuple(own), device, tuple(foreign))
 
     def cut(
         self, tokens: SequenceOf[int], new_tokens: SequenceOf[int], index: int = 0, batch_size: int = 1
@@ -115,10 +130,10 @@ class Stopping:
                     return count
         return None
 
-    def ask(self, texts: Tensor) -> list[bool]:
+    def ask(self, texts: Tensor, foreign: bool = False) -> list[bool]:
         """Which of the texts [B, L] some criterion ends; one that answers for the whole batch ends all."""
         stops = torch.zeros(len(texts), dtype=torch.bool, device=texts.device)
-        for criterion in self.criteria:
+        for criterion in self.foreign if foreign else self.criteria:
             stops = stops | torch.as_tensor(criterion(texts, None), device=texts.device)
         return stops.tolist()
 
@@ -150,15 +165,17 @@ class Batch:
     config: PretrainedConfig | None = None
     pad_token_id: int = 0
     state: Any = None
+    steps_judged: int = 0  # new tokens of each sequence that the foreign criteria were asked about
 
     def masks(self, count: int) -> list[int]:
         """``count`` mask tokens; only for decoders that need one."""
         assert self.mask_token_id is not None
         return [self.mask_token_id] * count
 
-    def texts(self, device: torch.device) -> Tensor:
-        """[B, L] what ``generate`` would hold: all sequences, finished ones filled up with the pad token."""
-        texts = [sequence.padding + sequence.tokens for sequence in self.sequences]
+    def texts(self, device: torch.device, steps: int | None = None) -> Tensor:
+        """[B, L] what ``generate`` would hold, after ``steps`` of its own: ended sequences are filled with the pad token."""
+        cuts = [None if steps is None else sequence.prompt_length + steps for sequence in self.sequences]
+        texts = [sequence.padding + sequence.tokens[:cut] for sequence, cut in zip(self.sequences, cuts, strict=True)]
         longest = max(map(len, texts))
         return to_device([text + [self.pad_token_id] * (longest - len(text)) for text in texts], device)
 
@@ -185,6 +202,7 @@ class Batch:
             tokens = tokens[:stop]
         count = len(tokens)
         sequence.tokens.extend(tokens)
+        sequence.committed_at.extend([sequence.forwards] * count)
         sequence.decided_at.extend([sequence.forwards] * count if decided_at is None else decided_at[:count])
         if logprobs is not None:
             sequence.logprobs.extend(logprobs[:count])
@@ -193,10 +211,11 @@ class Batch:
         sequence.finished = stop is not None or sequence.room == 0
 
     def commit_together(self, sequences: list[Sequence], tokens: list[int], logprobs: list[list[float]] | None) -> None:
-        """Make one token of each of ``sequences`` final; all criteria are asked about the whole batch, as in ``generate``."""
+        """Make one token of each of ``sequences`` final; criteria are asked about the whole batch, as in ``generate``."""
         for sequence, token in zip(sequences, tokens, strict=True):
             self.check_decided(sequence, [token])
             sequence.tokens.append(token)
+            sequence.committed_at.append(sequence.forwards)
             sequence.decided_at.append(sequence.forwards)
         if logprobs is not None:
             for sequence, logprob in zip(sequences, logprobs, strict=True):
@@ -205,6 +224,23 @@ class Batch:
         for sequence, token in zip(sequences, tokens, strict=True):
             ended = token in self.stopping.eos_token_ids or bool(stops is not None and stops[sequence.index])
             sequence.finished = ended or sequence.room == 0
+
+    def stop_together(self) -> None:
+        """Ask the foreign criteria about every step that all sequences have reached, and end those that they end.
+
+        Sequences that are ahead go on meanwhile, and lose what lies behind the step at which they end.
+        """
+        while self.stopping.foreign:
+            step = self.steps_judged + 1
+            reached = [len(sequence.new_tokens) >= step for sequence in self.sequences]
+            waits = any(not (there or s.finished) for there, s in zip(reached, self.sequences, strict=True))
+            if waits or not any(reached):
+                return
+            stops = self.stopping.ask(self.texts(self.stopping.device, step), foreign=True)
+            for sequence, there, stopped in zip(self.sequences, reached, stops, strict=True):
+                if there and stopped:
+                    sequence.end_after(step)
+            self.steps_judged = step
 
     def check_decided(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
         """Raise UndecidableToken if any of ``tokens`` is below 0."""

@@ -12,6 +12,7 @@ from decoding.batch import Batch, Sequence, Stopping, UndecidableToken
 from decoding.engine import Engine, Step
 from decoding.forward.cache import SlotCache
 from decoding.forward.mask_token import find_mask_token
+from decoding.forward.model import check_kind
 from decoding.forward.rows import RowList
 from decoding.output import DecodeOutput, StreamWriter, assemble
 from decoding.request import (
@@ -120,6 +121,7 @@ def generate(
     that was asked and cannot be honoured, before the model is run.
     """
     model, batch_size = engine.model, len(input_ids)
+    check_kind(model)
     check_request(type(decoder).__name__, generation_config, prepared, output_logprobs, decoder.gives_logprobs)
     mask_token_id = find_mask_token(model, decoder.mask_token_id) if decoder.needs_mask_token else None
     processors = logits_processor or LogitsProcessorList()
@@ -169,6 +171,7 @@ def decode(engine: Engine, decoder: Decoder, batch: Batch, cache: SlotCache, str
         for sequence in unfinished:
             sequence.forwards += 1
         decoder.absorb(batch, step)
+        batch.stop_together()
         if stream is not None:
             stream.write(batch, decoder.preview)
     return prefill_forwards

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from decoding.batch import Sequence
 from decoding.forward.cache import GROWTH, SlotCache
 from decoding.forward.costs import CONTEXT, RowCosts, measure_row_costs
-from decoding.forward.model import check_attention, check_runnable, is_tested, probe, run_rows
+from decoding.forward.model import check_attention, check_runnable, forward_identity, is_tested, probe, run_rows
 from decoding.forward.rows import RowList, Rows
 from decoding.forward.transfer import to_device
 from decoding.inputs.checks import check_count
@@ -70,7 +70,7 @@ class Engine:
         self.recorded_costs = row_costs
         self.planner_memory: dict[Any, Any] = {}  # what planners remember from text to text, by keys of their own
         self._costs: dict[tuple, RowCosts] = {}
-        self._passed_probe = False
+        self._probed: tuple | None = None  # the forward that passed
 
     @classmethod
     def for_model(cls, model: PreTrainedModel) -> "Engine":
@@ -108,12 +108,12 @@ class Engine:
         return any("adapter_names" in getattr(hook, "keywords", ()) for hook in hooks)
 
     def check(self) -> None:
-        """Raise ValueError for a model that would be decoded wrongly; types that no test covers are tried out once."""
+        """Raise ValueError for a model that would be decoded wrongly; what no test covers is tried out once."""
         check_attention(self.model)
         check_runnable(self.model)
-        if not (self._passed_probe or is_tested(self.model)):
-            probe(self.model)
-            self._passed_probe = True
+        if not is_tested(self.model) and self._probed != (forward := forward_identity(self.model)):
+            probe(self.model, self.device)
+            self._probed = forward
 
     def new_cache(self, batch_size: int) -> SlotCache:
         """An empty cache for ``batch_size`` sequences."""

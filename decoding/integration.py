@@ -1,13 +1,14 @@
 """How decoders are made of short texts, and reach every call of ``model.generate``, inside pipelines and trainers too."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationMixin, PreTrainedModel
 
 from decoding.decoder import Decoder
 from decoding.engine import Engine
-from decoding.inputs.spec import load_spec
+from decoding.inputs.spec import DECODERS, load_spec
 
 
 def decoder_from_spec(spec: str) -> Decoder:
@@ -62,3 +63,20 @@ def install(model: PreTrainedModel, decoder: Decoder, engine: Engine | None = No
 def uninstall(model: PreTrainedModel) -> None:
     """Undo ``install``; harmless where nothing was installed."""
     vars(model).pop("generate", None)
+
+
+def refuse_specs() -> None:
+    """Let ``generate`` say what to do with the spec of a decoder; it takes a text for the name of a repository."""
+    original = GenerationMixin.load_custom_generate
+
+    @functools.wraps(original)
+    def load(self, pretrained_model_name_or_path=None, *args, **kwargs):
+        name = str(pretrained_model_name_or_path)
+        if name.partition(":")[0] in DECODERS and not Path(name).is_dir():
+            raise ValueError(f"custom_generate must be a decoder, got a text; write decoder_from_spec({name!r})")
+        return original(self, pretrained_model_name_or_path, *args, **kwargs)
+
+    GenerationMixin.load_custom_generate = load  # type: ignore[method-assign]
+
+
+refuse_specs()

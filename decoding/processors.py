@@ -9,15 +9,17 @@ never changes is shared.
 """
 
 import copy
+import io
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from types import FunctionType, ModuleType
+from itertools import chain
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PrefixConstrainedLogitsProcessor
+from transformers import LogitsProcessor, PrefixConstrainedLogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 # The methods by which objects copy themselves, state and all: xgrammar's matchers, llguidance's.
 COPYING_METHODS = ("fork", "deep_copy")
@@ -27,6 +29,8 @@ SHARED = (
     "outlines_core.Index",
     "builtins.LLTokenizer",
 )
+LARGE = (ModuleType, PreTrainedModel, PreTrainedTokenizerBase)  # shared as well; what they hold is no state of a text
+PLAIN = (int, float, str, bytes, list, dict, set, tuple, Tensor)  # what a state outside of an object is made of
 
 
 def is_foreign(processor: Any) -> bool:
@@ -68,24 +72,54 @@ def copied(processor: LogitsProcessor) -> LogitsProcessor:
 
 
 def can_be_copied(processor: Any, vocab_size: int, batch_size: int = 1) -> bool:
-    """Whether a copy has a state of its own; functions, and what holds something outside of Python, have none.
+    """Whether a copy has a state of its own, that of one text; functions, and what holds something outside, have none.
 
-    Tried before and after a first answer: many make their state only then.
+    Tried before and after a first answer: many make their state only then. What is kept in a class, a module or a
+    generator of random numbers shows in that copies do not answer alike.
     """
+    ids = torch.arange(batch_size)[:, None] % vocab_size
     try:
-        trial = copied(processor)
+        trial, other = copied(processor), copied(processor)
         if trial is processor:
             return False
+        outside = _outside(processor)
     except Exception:
         return False
     try:
-        trial(torch.zeros(batch_size, 1, dtype=torch.long), torch.zeros(batch_size, vocab_size))
+        scores = torch.zeros(batch_size, vocab_size)
+        alike = torch.equal(trial(ids.clone(), scores.clone()), other(ids.clone(), scores))
     except Exception:  # not a text that it answers
         return True
+    if not alike or _outside(processor) != outside:
+        return False
     try:
         return copied(trial) is not trial
     except Exception:
         return False
+
+
+def looks_at_other_rows(processor: Any, vocab_size: int, batch_size: int) -> bool:
+    """Whether its answers on a text depend on the texts beside it, tried on copies; not if that cannot be tried.
+
+    A text whose drafts are verified is shown in every place of the batch, since the others are at other tokens.
+    """
+    places = {0, batch_size - 1}
+    ids = (torch.arange(batch_size)[:, None] + torch.arange(3)) % vocab_size
+    try:
+        if batch_size == 1 or for_one_place(processor, 0, batch_size) is not None:
+            return False
+        whole, alone = copied(processor), {place: copied(processor) for place in places}
+        for step in range(1, ids.shape[1] + 1):
+            scores = (torch.arange(vocab_size) * 7 + torch.arange(batch_size)[:, None] * 13 + step) % 31.0
+            together = whole(ids[:, :step].clone(), scores.clone())
+            for place in places:
+                if not torch.equal(
+                    ask(alone[place], ids[place, :step], scores[place], place, batch_size), together[place]
+                ):
+                    return True
+    except Exception:  # not a text that it answers
+        return False
+    return False
 
 
 def for_one_place(processor: Any, index: int, batch_size: int) -> Any:
@@ -144,7 +178,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _is_shared(part: Any) -> bool:
-    return isinstance(part, (ModuleType, FunctionType)) or _full_name(type(part)) in SHARED
+    return isinstance(part, (*LARGE, FunctionType)) or _full_name(type(part)) in SHARED
 
 
 def _copies_itself(part: Any) -> bool:
@@ -163,10 +197,39 @@ def _full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _state(processor: Any) -> bytes:
-    """What it holds: attributes of an object, enclosed variables of a function."""
+class _Snapshot(pickle.Pickler):
+    """What an object holds, in bytes; of LARGE ones only which they are."""
+
+    def persistent_id(self, value: Any) -> int | None:
+        return id(value) if isinstance(value, LARGE) else None
+
+
+def _snapshot(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Snapshot(file).dump(value)
+    return file.getvalue()
+
+
+def _state(processor: Any) -> tuple[bytes, list[bytes]]:
+    """What it holds: attributes of an object, enclosed variables of a function; and what is outside of it."""
     cells = getattr(processor, "__closure__", None) or ()
-    return pickle.dumps((getattr(processor, "__dict__", None), [cell.cell_contents for cell in cells]))
+    held = getattr(processor, "__dict__", None), [cell.cell_contents for cell in cells]
+    return _snapshot(held), _outside(processor)
+
+
+def _outside(processor: Any) -> list[bytes]:
+    """What no copy of it holds: plain values of its class, and defaults and global variables of the function that answers."""
+    answers = processor if isinstance(processor, FunctionType | MethodType) else type(processor).__call__
+    function = getattr(answers, "__func__", answers)
+    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    variables = getattr(function, "__globals__", {})
+    values = chain(
+        (variables[name] for name in names if name in variables),
+        getattr(function, "__defaults__", None) or (),
+        (getattr(function, "__kwdefaults__", None) or {}).values(),
+        (value for kind in type(processor).__mro__ for name, value in vars(kind).items() if not name.startswith("__")),
+    )
+    return [_snapshot(value) for value in values if isinstance(value, PLAIN)]
 
 
 class ProcessorCopies:

@@ -1,6 +1,7 @@
 """What was asked of ``generate``: checks of its settings, and the sequences that stand for its prompts."""
 
 import functools
+import warnings
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ REFUSED = {
     "constraints": None,
     "force_words_ids": None,
     "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "use_mtp": False,
+    "speculation_type": None,
     "output_scores": False,
     "output_logits": False,
     "output_attentions": False,
@@ -26,6 +30,8 @@ REFUSED = {
     "watermarking_config": None,
     "token_healing": False,
     "cache_implementation": None,
+    "prefill_chunk_size": None,
+    "compile_config": None,
 }
 # What `generate` prepares for its own loops; the engine makes its own positions and asks for its own logits.
 PREPARED = {
@@ -50,6 +56,9 @@ def keep_arguments_for(kind: type) -> None:
     @functools.wraps(original)
     def extract(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer):
         """Pass on to ``kind`` everything that the original would collect for ``generate``'s own loops."""
+        if isinstance(custom_generate, type) and issubclass(custom_generate, kind):
+            name = custom_generate.__name__
+            raise ValueError(f"custom_generate must be a decoder such as {name}(), got the class {name}")
         if not isinstance(custom_generate, kind):
             return original(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
         given = kwargs.get("past_key_values")
@@ -113,7 +122,7 @@ def make_sequences(
     """
     context = context_length(model.config)
     seed = int(torch.randint(2**62, ()))  # follows torch.manual_seed
-    sequences = []
+    sequences, longest = [], 0
     for index, row in enumerate(input_ids):
         real = torch.ones_like(row, dtype=torch.bool) if attention_mask is None else attention_mask[index].bool()
         tokens, padding = row[real].tolist(), row[~real].tolist()
@@ -124,9 +133,16 @@ def make_sequences(
                 f"prompt {index} has {len(tokens)} tokens, but the model's context (max_position_embeddings) is {context}; "
                 f"it must be shorter"
             )
+        longest = max(longest, limit - len(padding))
         check_reach(model, limit - len(padding) - 1 + ahead)
         generator = torch.Generator().manual_seed(seed + index)
         sequences.append(Sequence(index, tokens, limit - len(padding), generator, padding))
+    if context is not None and longest > context:
+        warnings.warn(
+            f"this run may reach {longest} tokens, more than the model's context of {context}; what comes behind that is no "
+            f"text of the model",
+            stacklevel=4,
+        )
     return sequences
 
 

@@ -20,6 +20,7 @@ from decoding.processors import (
     for_one_place,
     is_foreign,
     keeps_state,
+    looks_at_other_rows,
     may_refuse_text,
 )
 
@@ -100,6 +101,11 @@ class LogitsPipeline:
                 raise ValueError(
                     f"{decoder_name} cannot honour {_named(processor)}: it keeps a state from token to token and "
                     f"cannot be copied, so rejected drafts could not be taken back; NextTokenDecoder can"
+                )
+            if looks_at_other_rows(processor, vocab_size, self.batch_size):
+                raise ValueError(
+                    f"{decoder_name} cannot honour {_named(processor)} in a batch: what it answers about a text depends on "
+                    f"the texts beside it; decode one prompt at a time, or with NextTokenDecoder"
                 )
             self.copies[place] = ProcessorCopies(processor)
 

@@ -14,6 +14,7 @@ functions of tensors.
 Read first: paths/mixture.py, rates/velocities.py, rates/kernels.py, sampling/state.py, sampling/grid.py, samplers/.
 """
 
+from decoding import Decoder  # noqa: F401 - a file of this name that is not ours is named by the error
 from dfm.decoder import FlowDecoder
 from dfm.draws import Draws
 from dfm.objective import FlowObjective

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from decoding.batch import Batch, Sequence
+from decoding.batch import Batch, Sequence, UndecidableToken
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.mask_token import find_mask_token
@@ -23,7 +23,7 @@ from decoding.forward.noise_level import GIVEN
 from decoding.forward.rows import RowList
 from decoding.inputs.checks import check_choice, check_count
 from decoding.rules import RevealRule
-from decoding.sampling import LogitsPipeline
+from decoding.sampling import LogitsPipeline, likeliest
 from dfm.draws import LikeliestDraws
 from dfm.flow_config import SOURCES, FlowTraits, check_training
 from dfm.flow_run import FlowRun
@@ -233,6 +233,9 @@ class FlowDecoder(Decoder):
             return sequence.left_of(drafts.tolist())
 
         scores = batch.pipeline.process(raw, left_of)
+        for (sequence, offset), undecidable in zip(asked, (likeliest(scores) < 0).tolist(), strict=True):
+            if undecidable:
+                raise UndecidableToken(sequence.index, sequence.state.start + offset)
         if batch.pipeline.do_sample or isinstance(group.draws, LikeliestDraws):
             return scores.softmax(-1)
         return delta(scores.argmax(-1), vocabulary, scores)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from decoding.batch import UndecidableToken
 from decoding.forward.attention import run_trunk
 from decoding.forward.noise_level import noise_levels, with_noise_level
 from decoding.forward.visibility import Visibility
+from decoding.sampling import likeliest
 from dfm.flow_config import FlowTraits
 from dfm.paths.schedulers import Scheduler
 
@@ -28,7 +30,10 @@ class Bidirectional:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, frozen: Tensor) -> Tensor:
-        """Logits [B, L, V] of the clean token of each position; -inf for ids that are no tokens."""
+        """Logits [B, L, V] of the clean token of each position; -inf for ids that are no tokens.
+
+        Raises UndecidableToken for a position that is not ``frozen`` and has nothing to choose from.
+        """
         if self.traits.shift and not bool(frozen[:, 0].all()):
             raise ValueError("the first position must be fixed: this model predicts a token from the row before it")
         levels = noise_levels(self.scheduler.kappa(t), frozen)
@@ -42,7 +47,10 @@ class Bidirectional:
         )
         logits = self.model.get_output_embeddings()(hidden).float()
         logits[..., list(self.traits.excluded)] = -torch.inf
-        return logits.roll(1, dims=1) if self.traits.shift else logits
+        logits = logits.roll(1, dims=1) if self.traits.shift else logits
+        for index, position in ((likeliest(logits) < 0) & ~frozen).nonzero().tolist():
+            raise UndecidableToken(index, position)
+        return logits
 
     def visibility(self) -> Visibility:
         """Real rows see the span of real tokens, padding itself; ValueError if padding lies between tokens."""

@@ -29,29 +29,37 @@ def locked(field: str, path: Path) -> Iterator[None]:
 def whole_records(field: str, path: Path) -> int:
     """The number of records in ``path``; a last line that a kill or a full disk cut off is taken away.
 
-    Raises ValueError if a line before the last is no JSON object.
+    Raises ValueError for a line that is no JSON object and was not cut off so: it has an end, or is the only one of a file
+    that no run has begun.
     """
     if not path.is_file():
         return 0
-    count, place, broken, line = 0, 0, None, b"\n"
+    count, place, cut, broken, line = 0, 0, 0, None, b"\n"
     with path.open("r+b") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                if broken is not None:
-                    raise ValueError(f"{field}: {str(path)!r} cannot be continued: line {broken[0]} {broken[2]}")
                 try:
                     value = parse(line.removeprefix(BOM).rstrip(b"\r\n"))
                     if not isinstance(value, dict):
                         raise ValueError("is not a JSON object")
                     count += 1
                 except ValueError as error:
-                    broken = number, place, error
+                    broken = number, error
+                    cut = place
+                    if line.endswith(b"\n"):
+                        raise _cannot_go_on(field, path, *broken) from None
             place += len(line)
         if broken is not None:
-            file.truncate(broken[1])
+            if not count and not settings_file(path).is_file():
+                raise _cannot_go_on(field, path, *broken)
+            file.truncate(cut)
         elif not line.endswith(b"\n"):  # as an editor leaves it
             file.write(b"\n")
     return count
+
+
+def _cannot_go_on(field: str, path: Path, number: int, error: ValueError) -> ValueError:
+    return ValueError(f"{field}: {str(path)!r} cannot be continued: line {number} {error}")
 
 
 def settings_file(path: Path) -> Path:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
+from decoding.forward.loading import load_config, load_tokenizer
 from decoding.inputs.checks import check_count
 from decoding.training.objective import RowsPerToken
 from decoding.training.packed import HEAD_CHUNK
@@ -70,11 +71,11 @@ class Estimate:
     def config(self) -> PretrainedConfig:
         recipe = self.recipe
         if recipe.new_model is not None:
-            return LlamaConfig(**recipe.new_model)
-        try:
-            return KNOWN.get(recipe.model) or AutoConfig.from_pretrained(recipe.model, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model {recipe.model!r} has no configuration: {' '.join(str(error).split())}") from error
+            assert recipe.tokenizer is not None
+            tokenizer = load_tokenizer(recipe.tokenizer, field="tokenizer")  # by its tokens the embeddings are counted
+            return LlamaConfig(**{"vocab_size": len(tokenizer), **recipe.new_model})
+        assert recipe.model is not None
+        return KNOWN.get(recipe.model) or load_config(recipe.model)
 
     @cached_property
     def model(self):

@@ -4,6 +4,7 @@ decoder = ResampleDecoder(iterations=0.5)
 model.generate(**inputs, max_new_tokens=256, custom_generate=decoder)
 """
 
+from decoding import Decoder  # noqa: F401 - a file of this name that is not ours is named by the error
 from rpt.config import ResampleConfig
 from rpt.decoder import ResampleDecoder
 from rpt.objective import ResampleObjective

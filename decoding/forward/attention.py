@@ -7,6 +7,7 @@ from decoding.forward import tiles
 from decoding.forward.visibility import Visibility
 
 MASK_FORMS = ("sdpa", tiles.NAME, "eager", "flex_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def run_trunk(
@@ -42,7 +43,7 @@ def attention_masks(model: PreTrainedModel, visibility: Visibility, num_slots: i
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         return _mask(model, visibility.within_window(window), num_slots)
-    windows = {"full_attention": None, "sliding_attention": window}
+    windows = dict(zip(LAYER_TYPES, (None, window), strict=True))
     return {kind: _mask(model, visibility.within_window(windows[kind]), num_slots) for kind in set(layer_types)}
 
 

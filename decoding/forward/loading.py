@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
 from decoding.inputs.generation_config import check_generation_config, check_generation_file
-from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_source, located
+from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_layers, check_source, located
 
 # Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
 # Imported when there are such files, because methods stand on this package.
@@ -74,7 +74,7 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
         model, info = loaded
         vars(model).pop("generate", None)  # one of the folder's own would stand in the way of every decoder
         # Weights that are not in the files are random, and nobody should miss that because the log is quiet.
-        absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+        absent = _not_loaded(model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if absent:
             warnings.warn(
                 f"model {source!r}: {len(absent)} weights are not in its files and are random: {absent[0]}, ...",
@@ -84,10 +84,23 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
     return model.eval()
 
 
+def _not_loaded(model: PreTrainedModel, absent: set[str]) -> list[str]:
+    """Of the names ``absent`` in the files those whose weights have no other name that is there, as tied ones have."""
+    places: dict[int, set[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(weight), set()).add(name)
+    tied = set().union(*(names for names in places.values() if names - absent))
+    return sorted(absent - tied)
+
+
 def weights_of(source: str) -> str:
     """Where the weights of ``source`` are: with its base model, if it is a gated adapter."""
     file = _beside(source, ADAPTER_FILE)
-    return located(source) if file is None else base_of(file.parent)
+    if file is None:
+        return located(source)
+    base = base_of(file.parent)
+    check_layers(Path(base), f"base model {base!r}")
+    return base
 
 
 def base_model_of(source: str) -> str:
@@ -141,8 +154,8 @@ def _reason(error: Exception, verb: str) -> str:
     said = " ".join(str(error).split())
     if "trust_remote_code" in said:
         return (
-            "comes with code of its own, which runs only with your consent: read it, then say --trust-remote-code, or "
-            "trust_remote_code=True in Python"
+            "comes with code of its own, which runs only with your consent: read it, then say --trust-remote-code to generate, "
+            "chat or eval, or trust_remote_code=True in Python; recipes, sweeps and benchmarks never run such code"
         )
     if "ignore_mismatched_sizes" in said:
         return f"cannot be {verb}: its weights have other shapes than its config.json says"

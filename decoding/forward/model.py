@@ -1,12 +1,13 @@
 """A stock transformers model as the engine sees it: rows in, hidden states out; and which models can be run so."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from decoding.forward.attention import MASK_FORMS, run_trunk
+from decoding.forward.attention import LAYER_TYPES, MASK_FORMS, run_trunk
 from decoding.forward.cache import SlotCache
 from decoding.forward.gating import marked_block_rows, marked_offsets
 from decoding.forward.noise_level import with_noise_level
@@ -26,8 +27,34 @@ def run_rows(model: PreTrainedModel, rows: Rows, cache: SlotCache) -> Tensor:
 
 
 def is_tested(model: PreTrainedModel) -> bool:
-    """Whether the model is of a type that the tests cover."""
-    return model.config.model_type in TESTED
+    """Whether the model is of a type that the tests cover, and its forward is transformers' own, without a hook around it."""
+    return (
+        model.config.model_type in TESTED
+        and type(model).__module__.startswith("transformers.")
+        and ("forward" not in vars(model) or "_original_forward" in vars(model))  # the latter is accelerate's autocast
+        and not model._forward_hooks
+        and not model._forward_pre_hooks
+    )
+
+
+def forward_identity(model: PreTrainedModel) -> tuple:
+    """What tells one forward of the model from another; a verdict on the model holds as long as it is the same."""
+    return id(vars(model).get("forward")), *model._forward_hooks, None, *model._forward_pre_hooks
+
+
+def check_kind(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model that is no decoder-only one with a cache of keys and values."""
+    kind, reason = f"model_type={model.config.model_type!r}", None
+    if model.config.is_encoder_decoder:
+        reason = "it is an encoder-decoder, and decoders run decoder-only models"
+    elif model._is_stateful:
+        reason = (
+            "its layers keep a recurrent state, which cannot be taken back; decoders need keys and values in a cache"
+        )
+    elif others := {*(getattr(model.config, "layer_types", None) or ())} - {*LAYER_TYPES}:
+        reason = f"its layers are of type {min(others)!r}, decoders know {' and '.join(map(repr, LAYER_TYPES))}"
+    if reason is not None:
+        raise ValueError(f"{kind} cannot be decoded: {reason}")
 
 
 def check_attention(model: PreTrainedModel) -> None:
@@ -46,8 +73,9 @@ def check_runnable(model: PreTrainedModel) -> None:
         raise ValueError(
             "the model is in training mode with gradient checkpointing, which runs without a cache; call model.eval() first"
         )
-    prepare = vars(model).get("prepare_inputs_for_generation")
-    if prepare is not None:  # put there by a wrapper
+    prepare: Any = getattr(model, "prepare_inputs_for_generation")  # noqa: B009 - the type of models lacks it
+    is_replaced = "prepare_inputs_for_generation" in vars(model)  # by a wrapper; else by a class of somebody's own
+    if is_replaced or not prepare.__module__.startswith("transformers."):
         adapter = getattr(getattr(prepare, "__self__", None), "active_peft_config", None)
         if adapter is None:
             raise ValueError(
@@ -78,42 +106,46 @@ def warn_quantised_activations(model: PreTrainedModel, decoder_name: str) -> Non
             return
 
 
-def probe(model: PreTrainedModel) -> None:
-    """Raise ValueError for a model that would be decoded wrongly, tried on a few tokens.
+def probe(model: PreTrainedModel, device: torch.device) -> None:
+    """Raise ValueError for a model that would be decoded wrongly, tried on a few tokens, which go in on ``device``.
 
     Its logits through our masks and cache must equal its own, and a hidden key must not change them.
     """
     kind = model.config.model_type
     try:
-        passed = _passes(model)
+        passed = _passes(model, device)
     except Exception as error:
         raise ValueError(f"model_type={kind!r} cannot be decoded: {type(error).__name__}: {error}") from error
     if not passed:
         raise ValueError(
-            f"model_type={kind!r} cannot be decoded: its logits through our masks and cache differ from its own; "
-            f"tested types are {', '.join(TESTED)}"
+            f"model_type={kind!r} cannot be decoded: its logits through our masks and cache differ from its own, which "
+            f"something around the model may have changed; tested types are {', '.join(TESTED)}"
         )
 
 
 @torch.no_grad()
-def _passes(model: PreTrainedModel) -> bool:
-    """True if a chunked forward through the engine gives the model's own logits and obeys the masks."""
-    count, split = 12, 7
-    tokens = torch.arange(1, count + 1, device=model.device) % model.config.vocab_size
-    reference = model(input_ids=tokens[None], use_cache=False).logits[0].float()
+def _passes(model: PreTrainedModel, device: torch.device) -> bool:
+    """True if a ragged batch, run in pieces through the engine, gives the model's own logits and obeys the masks."""
+    tokens = [[(i + j) % model.config.vocab_size for j in range(1, count + 1)] for i, count in enumerate((12, 9))]
+    own = [model(input_ids=torch.tensor([text], device=device), use_cache=False).logits[0].float() for text in tokens]
+    reference = torch.cat(own)
+    if not reference.isfinite().all():  # which is said when a token is to be chosen
+        return True
 
     def chunked(scratch_token: int) -> Tensor:
-        cache = SlotCache(model.config.num_hidden_layers)
-        logits = []
-        for start, end in ((0, split), (split, count)):
-            rows = RowList()
-            rows.add_causal(tokens[start:end].tolist(), start)
-            rows.add_block([scratch_token] * 3, end, end)  # keys that the causal rows must not see
-            packed = Rows.pack([rows], model.device)
+        cache = SlotCache(model.config.num_hidden_layers, len(tokens))
+        logits: list[list[Tensor]] = [[] for _ in tokens]
+        for pieces in ([(0, 7), (0, 3)], [(7, 12), (3, 9)]):
+            lists = [RowList() for _ in tokens]
+            for rows, text, (start, end) in zip(lists, tokens, pieces, strict=True):
+                rows.add_causal(text[start:end], start)
+                rows.add_block([scratch_token] * 3, end, end)  # keys that the causal rows must not see
+            packed = Rows.pack(lists, device)
             cache.plan(packed.slots, packed.num_slots)
             hidden = run_trunk(model, packed.tokens, packed.positions, packed.visibility, packed.num_slots, cache)
-            logits.append(model.get_output_embeddings()(hidden)[0, : end - start].float())
-        return torch.cat(logits)
+            for found, row, (start, end) in zip(logits, model.get_output_embeddings()(hidden), pieces, strict=True):
+                found.append(row[: end - start].float())
+        return torch.cat([piece for found in logits for piece in found])
 
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
     scale = reference.abs().max()

@@ -1,10 +1,13 @@
 """Where a model is, a folder or a name on the hub, and what lies there; known without torch, before anything is loaded."""
 
+import json
 from pathlib import Path
 
 ADAPTER_FILE = "gated_adapter.json"
 LOW_RANK_FILE = "adapter_config.json"  # of peft
 MODEL_FILES = ("config.json", LOW_RANK_FILE, ADAPTER_FILE)
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # what configurations call their number
+MOST_LAYERS = 10_000  # many more than any model has; libraries make a list of as many as a file says
 
 
 def check_source(source: str, *, named: str | None = None, made_in: str | None = None) -> None:
@@ -20,11 +23,27 @@ def check_source(source: str, *, named: str | None = None, made_in: str | None =
     if source and path.is_dir():
         if not any((path / name).is_file() for name in (*MODEL_FILES, "tokenizer_config.json")):
             raise ValueError(f"{named} has no config.json, so there is no model in it")
+        check_layers(path, named)
         return
     owner, _, name = source.partition("/")
     ours = Path(owner).is_dir() or made_in is not None and owner == Path(made_in).parts[0]
     if not owner or not name or "/" in name or owner.startswith((".", "~")) or ours:
         raise ValueError(f"{named} does not exist; give a folder with config.json, or a hub name OWNER/NAME")
+
+
+def check_layers(folder: Path, named: str) -> None:
+    """Raise ValueError if ``config.json`` of ``folder`` names a number of layers that no model has; it may be absent."""
+    try:
+        settings = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # which is said where the model is loaded
+        return
+    for name in LAYERS:
+        count = settings.get(name) if isinstance(settings, dict) else None
+        if isinstance(count, int) and not 1 <= count <= MOST_LAYERS:
+            raise ValueError(
+                f"{named} cannot be loaded: {name} of its config.json must be a whole number from 1 to {MOST_LAYERS}, "
+                f"got {count}"
+            )
 
 
 def located(source: str) -> str:

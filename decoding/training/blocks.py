@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from decoding.forward.visibility import Visibility
+from decoding.inputs.checks import check_count
 from decoding.training.packed import Packing
 
 
@@ -40,10 +41,11 @@ class BlockGrid:
 
 def check_block_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     """``sizes`` as a tuple; raises ValueError unless they are one or more numbers of tokens."""
-    sizes = tuple(sizes)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"block_sizes must be one or more sizes of at least 1, got {sizes}")
-    return sizes
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
+        raise ValueError(f"block_sizes must be one or more sizes of at least 1, such as [8], got {sizes!r}")
+    for size in sizes:
+        check_count("each of block_sizes", size)
+    return tuple(sizes)
 
 
 def draw_block_size(sizes: Sequence[int]) -> int:

@@ -32,13 +32,15 @@ from sbd.lossless.planner import Planner
 from sbd.lossless.state import SpeculativeState
 
 DRAFTS = ("mask", "prompt_lookup", "both")
+MOST_ROWS = 16_384  # in a forward; far from paying, but masks of attention grow with them
 
 
 @dataclass(frozen=True)
 class SelfSpeculativeDecoder(Decoder):
     """The model's own text, several tokens per forward.
 
-    block_size: masks in a look-ahead block, so at most block_size - 1 drafts are verified at once.
+    block_size: masks in a look-ahead block, so at most block_size - 1 drafts are verified at once. With look_ahead "all" or
+        "auto" a forward has up to about block_size squared rows; more than 16,384 are refused.
     look_ahead: for which acceptance lengths the next draft is prepared in the same forward: "all"; "alternate", so drafting
         and verifying take turns; 0, only for all drafts being accepted; a number, that many of the likeliest; "auto",
         the number of drafts and blocks that pays best, from the measured cost of rows on this machine and the running
@@ -69,6 +71,13 @@ class SelfSpeculativeDecoder(Decoder):
             check_count("look_ahead", self.look_ahead, 0, self.block_size)
 
     @property
+    def most_rows(self) -> int:
+        """Rows of the longest forward: the pending token, the drafts, and a block for each length that is provided for."""
+        every = self.block_size if self.look_ahead in ("all", "auto") else 1
+        blocks = every if isinstance(self.look_ahead, str) else max(1, self.look_ahead)
+        return self.block_size * (1 + (blocks if self.needs_mask_token else 0))
+
+    @property
     def needs_mask_token(self) -> bool:
         return any(isinstance(make, type) and issubclass(make, MaskDrafts) for make in draft_sources(self.draft))
 
@@ -78,6 +87,11 @@ class SelfSpeculativeDecoder(Decoder):
 
     def check(self, model: Any, pipeline: LogitsPipeline) -> None:
         pipeline.follow_drafts(type(self).__name__, model.config.get_text_config().vocab_size)
+        if self.most_rows > MOST_ROWS:
+            raise ValueError(
+                f"block_size={self.block_size} with look_ahead={self.look_ahead!r} has forwards of {self.most_rows} rows, the "
+                f"most are {MOST_ROWS}; choose smaller blocks, or a number for look_ahead"
+            )
         warn_quantised_activations(model, type(self).__name__)
         if self.needs_mask_token:
             warn_untrained_size(model, self.block_size)

@@ -30,6 +30,7 @@ from transformers import (
 
 from decoding import Engine, NextTokenDecoder, SlotCache, install, uninstall
 from decoding.batch import UndecidableToken
+from dfm import FlowDecoder
 from sbd import EntropyBound, SelfSpeculativeDecoder, SetBlockDecoder
 from tests.conftest import MASK, VOCAB
 
@@ -210,6 +211,13 @@ def test_offloaded_weights(fresh_model, prompts, decoder):
     assert torch.equal(greedy(model, inputs, decoder), stock)
 
 
+def test_offloaded_weights_of_a_type_that_is_tried_out(prompts):
+    model, inputs = MIXTURES["mixtral"](), prompts(6, 9)
+    stock = greedy(model, inputs)
+    cpu_offload(model, execution_device="cpu")
+    assert torch.equal(greedy(model, inputs, LOSSLESS), stock)
+
+
 def test_gradient_checkpointing_in_training_mode_is_refused(fresh_model, prompts):
     model = fresh_model("llama")
     model.gradient_checkpointing_enable()
@@ -269,8 +277,9 @@ def test_the_cache_that_was_passed_is_in_the_output(shared_model, prompts):
 
 def test_settings_that_would_do_nothing_are_refused_by_name(shared_model, prompts):
     model = shared_model("llama")
-    with pytest.raises(ValueError, match="cache_implementation='static'"):
-        greedy(model, prompts(5), NTP, cache_implementation="static")
+    for name, value in (("cache_implementation", "static"), ("prefill_chunk_size", 4), ("assistant_early_exit", 1)):
+        with pytest.raises(ValueError, match=f"{name}={value!r}"):
+            greedy(model, prompts(5), NTP, **{name: value})
     for cache in (DynamicCache(), StaticCache(config=model.config, max_cache_len=64)):
         with pytest.raises(ValueError, match=f"past_key_values of type {type(cache).__name__}"):
             greedy(model, prompts(5), NTP, past_key_values=cache)
@@ -291,6 +300,23 @@ def test_logits_that_choose_nothing_are_an_error(fresh_model, prompts, value, do
     )
     with pytest.raises(UndecidableToken, match="no token can be chosen for position [67] of prompt 0"):
         greedy(model, prompts(6), decoder, do_sample=do_sample)
+
+
+def test_flow_says_so_too(fresh_model, prompts):
+    """Every sampler, in blocks and in whole texts, and where texts are filled in."""
+    for family, value in (("llama", float("nan")), ("qwen2", float("-inf"))):
+        model = fresh_model(family)
+        model.model.layers[0].mlp.down_proj.weight.data[0, 0] = value
+        for flow in (
+            FlowDecoder(block_size=4),
+            FlowDecoder(block_size=4, sampler="rule", rule=EntropyBound(0.5)),
+            FlowDecoder(steps=3),
+        ):
+            for do_sample in (False, True):
+                with pytest.raises(UndecidableToken, match="no token can be chosen"):
+                    greedy(model, prompts(6, 4), flow, do_sample=do_sample)
+        with pytest.raises(UndecidableToken, match="position 6 of prompt 0"):
+            FlowDecoder(steps=3).infill(model, prompts(9)["input_ids"], torch.arange(9)[None] < 6)
 
 
 @pytest.mark.parametrize("decoder", [NTP, LOSSLESS], ids=["ntp", "lossless"])

@@ -95,3 +95,17 @@ def test_text_generation_pipeline_with_an_installed_decoder(fresh_model, tokeniz
     stop = ours[4:6]
     stopped = generate(prompt, stop_strings=[stop], tokenizer=tokenizer, **settings)[0]["generated_text"]
     assert stopped.endswith(stop) and stopped == ours[: ours.index(stop) + 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (SetBlockDecoder, r"custom_generate must be a decoder such as SetBlockDecoder\(\), got the class"),
+        (NextTokenDecoder, r"custom_generate must be a decoder such as NextTokenDecoder\(\), got the class"),
+        ("sbd:block_size=4", r"write decoder_from_spec\('sbd:block_size=4'\)"),
+        ("prompt-lookup", r"write decoder_from_spec\('prompt-lookup'\)"),
+    ],
+)
+def test_what_is_no_decoder_yet_is_told_how_to_become_one(shared_model, prompts, given, message):
+    with pytest.raises(ValueError, match=message):
+        shared_model("llama").generate(**prompts(5), max_new_tokens=3, custom_generate=given)

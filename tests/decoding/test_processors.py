@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from decoding import NextTokenDecoder
-from decoding.processors import can_be_copied, keeps_state
+from decoding.processors import can_be_copied, copied, keeps_state
 from decoding.sampling import LogitsPipeline
 from dfm import FlowDecoder
 from rpt import ResampleDecoder
@@ -255,27 +255,92 @@ def test_a_state_is_found_without_a_trace():
     assert not any(keeps_state(processor, VOCAB) for processor in STATELESS.values())
 
 
-# --- criteria
+# --- states that no copy holds
 
 
-CRITERIA = {
-    "per row": lambda ids, scores, **k: torch.tensor([(ids.shape[1] - 9) >= limit for limit in (5, 12, 8)][: len(ids)]),
-    "one for all": lambda ids, scores, **k: ids.shape[1] >= 9 + 6,
-    "by what was said": lambda ids, scores, **k: ids[:, -1] > 80,
-    "a tensor of one": lambda ids, scores, **k: torch.tensor(ids.shape[1] >= 20),
-}
+ASKED = [0]
+TOTAL = 0
 
 
-@EXACT
-@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
-def test_criteria_are_asked_with_the_whole_batch(shared_model, prompts, decoder, criterion):
-    class Criterion(StoppingCriteria):
-        def __call__(self, input_ids, scores, **settings):
-            stops = torch.as_tensor(criterion(input_ids, scores))
-            return stops.expand(len(input_ids)) if stops.dim() == 0 else stops
+def forced(scores, count):
+    return scores.index_fill(1, torch.tensor([count % 80 + 5]), 1e4)
 
-    model, inputs = shared_model("llama"), prompts(7, 4, 9)
-    settings = {"stopping_criteria": [Criterion()], "eos_token_id": 1}  # without an EOS generate goes on in ended rows
-    stock = greedy(model, inputs, **settings)
-    assert stock.shape[1] < 29
-    assert torch.equal(greedy(model, inputs, decoder, **settings), stock)
+
+class InItsClass(LogitsProcessor):
+    asked = 0
+
+    def __call__(self, input_ids, scores):
+        InItsClass.asked += 1
+        return forced(scores, InItsClass.asked)
+
+
+class InTheModule(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        ASKED[0] += 1
+        return forced(scores, ASKED[0])
+
+
+class LateInTheModule(LogitsProcessor):
+    """Says nothing of its state before the eighth token."""
+
+    def __call__(self, input_ids, scores):
+        global TOTAL
+        TOTAL += 1
+        return forced(scores, 7) if TOTAL >= 8 else scores
+
+
+class OfChance(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores + torch.randn(VOCAB)
+
+
+def by_default(ids, scores, asked=[0]):  # noqa: B006
+    asked[0] += 1
+    return forced(scores, asked[0])
+
+
+@pytest.mark.parametrize(
+    "processor", [InItsClass(), InTheModule(), LateInTheModule(), OfChance(), by_default], ids=lambda p: str(p)[:20]
+)
+def test_a_state_outside_of_the_processor_is_refused(shared_model, prompts, count_rows, processor):
+    for lengths in ((7,), (7, 4, 9, 9)):
+        for decoder in DRAFTING:
+            with pytest.raises(ValueError, match="cannot honour .*: it keeps a state.*NextTokenDecoder can"):
+                greedy(shared_model("qwen3"), prompts(*lengths), decoder, logits_processor=[processor])
+    assert not count_rows
+
+
+class ByText(LogitsProcessor):
+    """Counts how often it has met each text, whatever the place it stands in."""
+
+    def __init__(self):
+        self.met = {}
+
+    def __call__(self, input_ids, scores):
+        for row, text in zip(scores, input_ids.tolist(), strict=True):
+            begins = tuple(text[:3])
+            self.met[begins] = self.met.get(begins, 0) + 1
+            row[self.met[begins] % 80 + 5] += 60
+        return scores
+
+
+def test_answers_that_depend_on_the_texts_beside_are_refused_in_a_batch(shared_model, prompts, count_rows):
+    model = shared_model("mistral")
+    for decoder in (NTP, *DRAFTING):
+        stock = greedy(model, prompts(7), logits_processor=[ByText()])
+        assert torch.equal(greedy(model, prompts(7), decoder, logits_processor=[ByText()]), stock)
+    batch = prompts(7, 8, 9)
+    stock = greedy(model, batch, logits_processor=[ByText()])
+    assert torch.equal(greedy(model, batch, NTP, logits_processor=[ByText()]), stock)
+    count_rows.clear()
+    for decoder in DRAFTING:
+        with pytest.raises(ValueError, match="cannot honour ByText in a batch: .*the texts beside it"):
+            greedy(model, batch, decoder, logits_processor=[ByText()])
+    assert not count_rows
+
+
+def test_a_model_that_a_processor_holds_is_not_copied(fresh_model):
+    budget = Budget()
+    budget.guide = fresh_model("llama")
+    assert keeps_state(budget, VOCAB) and can_be_copied(budget, VOCAB)
+    assert copied(budget).guide is budget.guide

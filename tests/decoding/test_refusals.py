@@ -191,3 +191,13 @@ def test_a_trained_block_size_does_not_warn(fresh_model, prompts, trained, size)
         output = model.generate(**prompts(5), max_new_tokens=3, custom_generate=SetBlockDecoder(block_size=size))
     assert output.shape == (1, 8)
     assert not [w for w in caught if "block_size" in str(w.message)]
+
+
+@DECODERS
+def test_text_beyond_the_context_is_warned_of(shared_model, prompts, decoder):
+    model, inputs = shared_model("llama"), prompts(250, 9)
+    with pytest.warns(UserWarning, match="may reach 270 tokens, more than the model's context of 256"):
+        model.generate(**inputs, max_new_tokens=20, do_sample=False, custom_generate=decoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(**inputs, max_new_tokens=6, do_sample=False, custom_generate=decoder)

@@ -74,7 +74,7 @@ def test_what_generate_prepared_is_counted_and_not_asked():
     config = GenerationConfig(eos_token_id=[7], max_length=9)
     criteria = StoppingCriteriaList([MaxLengthCriteria(9), EosTokenCriteria([7]), own])
     stopping = Stopping.from_generate(config, criteria, CPU)
-    assert stopping.criteria == (own,) and stopping.eos_token_ids == {7}
+    assert stopping.foreign == (own,) and stopping.criteria == () and stopping.eos_token_ids == {7}
 
 
 def test_a_users_own_eos_and_length_criteria_count():

@@ -222,3 +222,12 @@ def test_records_are_counted_whatever_lies_between_them(tmp_path):
     assert whole_records("output", path) == 3 and path.read_bytes().endswith(b'{"a": 3}\n')
     assert whole_records("output", tmp_path / "none.jsonl") == 0
     assert path.read_bytes().count(b"\n") == 4
+
+
+@pytest.mark.parametrize("content", [b"notes of mine\n", b"notes of mine", b"{\n", b"[1, 2]\n"])
+def test_a_file_of_the_users_own_is_left_alone(settings, tmp_path, content):
+    chosen = settings(output=str(tmp_path / "mine.txt"))
+    Path(chosen.output).write_bytes(content)
+    with pytest.raises(ValueError, match=r"output: .*mine\.txt' cannot be continued: line 1"):
+        distill(chosen, drawing)
+    assert Path(chosen.output).read_bytes() == content

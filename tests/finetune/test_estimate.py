@@ -40,6 +40,18 @@ def test_the_known_models_have_their_published_size(name, count):
     assert set(KNOWN) >= {name}
 
 
+def test_a_new_model_has_as_many_embeddings_as_its_tokenizer_has_tokens(tokenizer, tmp_path):
+    shape = SHAPE | {"num_hidden_layers": 1, "tie_word_embeddings": True}
+    made = Recipe.from_dict(
+        {"output": "out", "data": ("a.jsonl",), "new_model": shape, "objective": "ntp", "tokenizer": str(tmp_path)}
+    )
+    with pytest.raises(ValueError, match="tokenizer .* has no config.json"):
+        _ = Estimate(made).parameters
+    tokenizer.save_pretrained(tmp_path)
+    counted = Estimate(made).parameters
+    assert counted == build(**shape, vocab_size=len(tokenizer)).num_parameters()
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_layer_keeps_what_autograd_saves(family):
     saved = []

@@ -1,6 +1,7 @@
 """What each kind of tuning leaves is opened by all that open models, also where the vocabulary has no row to spare."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -81,7 +82,10 @@ def generated(model, spec: str):
 def assert_opens(folder, trained, kind: str, spec: str, capsys) -> None:
     """In Python, on the command line and in an evaluation, with the tokens and the forwards of the model in memory."""
     expected = generated(trained.eval(), spec)
-    model, tokens = load_model(str(folder), dtype=torch.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, tokens = load_model(str(folder), dtype=torch.float32)
+    assert not [str(warning.message) for warning in caught if "are random" in str(warning.message)]
     found = generated(model, model.generation_config.decoder)
     assert torch.equal(found.sequences, expected.sequences) and torch.equal(found.forwards, expected.forwards)
     capsys.readouterr()

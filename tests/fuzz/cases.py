@@ -154,13 +154,15 @@ PROCESSORS = {
 
 
 class PerRow(StoppingCriteria):
-    """Ends each place of the batch at a length of its own, or when it says a token of the place's own kind."""
+    """Ends each place of the batch at a length of its own, or when it has said a token of the place's own kind."""
 
     def __init__(self, lengths: list[int], kinds: list[int]):
         self.lengths, self.kinds = torch.tensor(lengths), torch.tensor(kinds)
+        self.has_said = torch.zeros(len(kinds), dtype=torch.bool)
 
     def __call__(self, input_ids, scores, **settings):
-        return (input_ids.shape[1] >= self.lengths) | (input_ids[:, -1] % 13 == self.kinds)
+        self.has_said |= input_ids[:, -1] % 13 == self.kinds
+        return (input_ids.shape[1] >= self.lengths) | self.has_said
 
 
 # --- a case

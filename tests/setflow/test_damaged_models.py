@@ -106,7 +106,7 @@ CONFIGS = {
     "model_type": ["nothing", 5, "t5", "bert", "mamba"],
     "vocab_size": [0, -1, "x", 5],
     "hidden_size": [33, -4, None],
-    "num_hidden_layers": [-1, "x"],
+    "num_hidden_layers": [-1, "x", 10**9],
     "num_attention_heads": [0, 3],
     "max_position_embeddings": [0, "x"],
     "rope_parameters": [5, {"rope_type": "nothing"}, {"rope_type": "yarn"}],

@@ -78,7 +78,7 @@ def test_a_file_of_the_users_that_has_the_name_of_a_package_is_named(tmp_path, n
 def test_other_packages_name_the_file_as_well(tmp_path):
     """Python does, where a name is asked of a package."""
     (tmp_path / "decoding.py").touch()
-    for code in ("from sbd import SetBlockDecoder", "from decoding import NextTokenDecoder"):
+    for code in ("import sbd", "import rpt", "import dfm", "from decoding import NextTokenDecoder"):
         (tmp_path / "script.py").write_text(code)
         done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=120)
         assert done.returncode == 1 and str(tmp_path / "decoding.py") in done.stderr.splitlines()[-1]

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from decoding import decoder_from_spec
+from decoding import LogitsPipeline, decoder_from_spec
 from decoding.forward.adapter import GatedAdapter
+from finetune.objectives import build_objective
 from finetune.recipe import Recipe
+from sbd import SelfSpeculativeDecoder
 from setflow.loading import load_model
 from tests.setflow.conftest import CONTEXT
 
@@ -68,3 +70,24 @@ def test_nor_do_recipes_train_longer_ones_than_their_rows(changes, message):
     recipe = {"output": "o", "model": "m/n", "data": ["a.jsonl"], "objective": "sbd", "sequence_length": 64} | changes
     with pytest.raises(ValueError, match=f"{message}.*"):
         Recipe.from_dict(json.loads(json.dumps(recipe)))
+
+
+@pytest.mark.parametrize("look_ahead", ["all", "auto", 200])
+def test_look_ahead_blocks_are_bounded_together(model_folder, count_rows, look_ahead):
+    model, _ = load_model(str(model_folder(max_position_embeddings=512)))
+    ids = torch.arange(3, 400)[None]
+    arguments = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 100, "do_sample": False}
+    decoder = SelfSpeculativeDecoder(block_size=256, look_ahead=look_ahead, mask_token_id=1)
+    with pytest.raises(ValueError, match=rf"block_size=256 with look_ahead={look_ahead!r} has forwards of \d+ rows"):
+        model.generate(ids, custom_generate=decoder, **arguments)
+    assert not count_rows
+    SelfSpeculativeDecoder(block_size=256, look_ahead=0, mask_token_id=1).check(model, LogitsPipeline([], False))
+
+
+def test_block_sizes_of_a_recipe_are_sizes(tmp_path):
+    for sizes in (8, "8", [], [0], ["x"], [2.5]):
+        with pytest.raises(ValueError, match="block_sizes"):
+            build_objective("sbd", {"block_sizes": sizes})
+        with pytest.raises(ValueError, match="block_sizes"):
+            build_objective("dfm", {"block_sizes": sizes})
+    assert build_objective("sbd", {"block_sizes": [4, 8]}).block_sizes == (4, 8)

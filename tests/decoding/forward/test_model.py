@@ -136,7 +136,7 @@ def test_the_probe_sees_a_model_that_ignores_our_mask(fresh_model, monkeypatch):
 
 
 def test_a_tested_type_is_not_probed(fresh_model, monkeypatch):
-    monkeypatch.setattr(engine_model, "_passes", lambda model: 1 / 0)
+    monkeypatch.setattr(engine_model, "_passes", lambda *_: 1 / 0)
     Engine(fresh_model("qwen3")).check()
     with pytest.raises(ValueError, match="model_type='gpt2'.*ZeroDivisionError"):
         Engine(seeded(lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=64, n_layer=2, n_head=4)))).check()
