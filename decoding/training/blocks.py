@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from decoding.forward.visibility import Visibility
-from decoding.inputs.checks import check_count
 from decoding.training.packed import Packing
 
 
@@ -41,10 +40,10 @@ class BlockGrid:
 
 def check_block_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     """``sizes`` as a tuple; raises ValueError unless they are one or more numbers of tokens."""
-    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
-        raise ValueError(f"block_sizes must be one or more sizes of at least 1, such as [8], got {sizes!r}")
-    for size in sizes:
-        check_count("each of block_sizes", size)
+    listed = isinstance(sizes, Sequence) and not isinstance(sizes, str) and len(sizes) > 0
+    if not listed or not all(type(size) is int and size >= 1 for size in sizes):
+        shown = tuple(sizes) if listed else sizes
+        raise ValueError(f"block_sizes must be one or more sizes of at least 1, such as [8], got {shown!r}")
     return tuple(sizes)
 
 
