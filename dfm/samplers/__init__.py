@@ -8,6 +8,7 @@
 | ExactX1, D3PM, Psi | any | one a step | short steps; a single position always |
 | Corrector, Adaptive, Corrected | any | one a step, and the passes | short steps |
 | ReMDM | mask | one a step | short steps and sigma |
+| Glass | mask | one a step, in transitions of some | many inner steps |
 | FirstHitting | mask | one a token | always |
 | Uniformisation | not mask | about L ln(1/rest) | rest -> 0 |
 | ScheduledTopK, RuleSampler, P2 | mask | as chosen | one token a step, for the first two |
@@ -19,6 +20,7 @@ Shapes as in :mod:`dfm.sampling`.
 
 from decoding.inputs.checks import check_choice, named_object
 from dfm.samplers.events import FirstHitting, Uniformisation
+from dfm.samplers.glass import Glass
 from dfm.samplers.kernels import D3PM, Adaptive, Corrector, ExactX1, Psi, ReMDM
 from dfm.samplers.ranked import P2, LooGibbs, ScheduledTopK
 from dfm.samplers.rates import Euler, EulerX1, TauLeap, ThetaTrapezoidal
@@ -35,6 +37,7 @@ KINDS: tuple[type[Sampler], ...] = (
     Corrector,
     Adaptive,
     ReMDM,
+    Glass,
     ScheduledTopK,
     P2,
     FirstHitting,
