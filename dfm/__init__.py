@@ -4,8 +4,8 @@ Time runs from 0 (source) to 1 (data). A *source* says what noise is, a *schedul
 t, a *path* joins both to a distribution for the noisy text X_t (``dfm.paths``). A network learns the *posterior*
 p_1t: the distribution of each clean token given X_t. From it a *velocity* (rates of jumping) or a *kernel* (a finite
 step) moves X_t forward (``dfm.rates``), and a *sampler* makes a whole text of such steps (``dfm.sampling``,
-``dfm.samplers``). FlowDecoder runs samplers on a language model, FlowObjective trains one for them; all else is pure
-functions of tensors.
+``dfm.samplers``). FlowDecoder runs samplers on a language model, FlowObjective trains one for them and
+TransitionObjective teaches it to need few steps; all else is pure functions of tensors.
 
     source = MaskSource(vocab_size, mask_id)
     path = MixturePath(source, CosineScheduler())
@@ -23,6 +23,7 @@ from dfm.paths.sources import MaskSource, UniformSource
 from dfm.sampling.grid import time_grid
 from dfm.sampling.loop import Posterior, sample
 from dfm.sampling.state import FlowState, Query, Sampler
+from dfm.transition import TransitionObjective
 
 __all__ = [
     "Draws",
@@ -34,6 +35,7 @@ __all__ = [
     "Posterior",
     "Query",
     "Sampler",
+    "TransitionObjective",
     "UniformSource",
     "sample",
     "time_grid",

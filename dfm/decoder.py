@@ -110,7 +110,7 @@ class FlowDecoder(Decoder):
 
     def check(self, model: PreTrainedModel, pipeline: LogitsPipeline) -> None:
         pipeline.check_holes(type(self).__name__)
-        check_training(model, self.path, self.block_size)
+        self._check_training(model)
 
     def begin(self, batch: Batch, engine: Engine) -> None:
         run = self.run(batch.config, batch.mask_token_id)
@@ -158,7 +158,7 @@ class FlowDecoder(Decoder):
         """Fill the positions of ``input_ids`` [B, L] that are not ``fixed`` [B, L] bool: see :func:`dfm.infill.infill`."""
         if self.block_size is not None:
             raise ValueError(f"block_size must be None to infill: whole texts are filled, got {self.block_size}")
-        check_training(model, self.path, None)
+        self._check_training(model)
         mask_token_id = find_mask_token(model, self.mask_token_id) if self.needs_mask_token else None
         return infill(model, self.run(model.config, mask_token_id), input_ids, fixed, **options)
 
@@ -179,6 +179,13 @@ class FlowDecoder(Decoder):
 
         takes_levels = bool(getattr(config, "noise_level_rows", 0))
         return FlowRun(traits, path, make_sampler, self.path == "mask" and self._kind.keeps, takes_levels)
+
+    def _check_training(self, model: PreTrainedModel) -> None:
+        check_training(model, self.path, self.block_size)
+        if self._kind.tells_target and not FlowTraits.of(model.config).transition:
+            raise ValueError(
+                f"sampler {self.sampler!r} needs a model trained with objective dfm-transition, got another"
+            )
 
     def _commit(self, batch: Batch, group: Group) -> None:
         """Make final what is: of texts that are done all, at the end of a step what stays for good."""

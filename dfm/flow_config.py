@@ -21,12 +21,14 @@ class FlowTraits:
     source: "mask" or "uniform". shift: row i - 1 predicts token i. excluded: ids that are no text, so never
     drawn and never predicted.
     block_sizes: sizes of the blocks it was trained with; None if on whole texts, seen in both directions.
+    transition: it is told where a step leads and a random number for each token, as TransitionObjective trains it.
     """
 
     source: str = "mask"
     shift: bool = False
     excluded: tuple[int, ...] = ()
     block_sizes: tuple[int, ...] | None = None
+    transition: bool = False
 
     def __post_init__(self):
         check_choice("source", self.source, SOURCES)

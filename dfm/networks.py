@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from decoding.batch import UndecidableToken
 from decoding.forward.attention import run_trunk
-from decoding.forward.noise_level import noise_levels, with_noise_level
+from decoding.forward.noise_level import noise_levels, transition_levels, with_noise_level
 from decoding.forward.visibility import Visibility
 from decoding.sampling import likeliest
 from dfm.flow_config import FlowTraits
@@ -29,14 +29,19 @@ class Bidirectional:
     scheduler: Scheduler
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, frozen: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, frozen: Tensor, until: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, L, V] of the clean token of each position; -inf for ids that are no tokens.
 
+        until, noise: the step that a model of transitions is told, as in a Query.
         Raises UndecidableToken for a position that is not ``frozen`` and has nothing to choose from.
         """
         if self.traits.shift and not bool(frozen[:, 0].all()):
             raise ValueError("the first position must be fixed: this model predicts a token from the row before it")
         levels = noise_levels(self.scheduler.kappa(t), frozen)
+        if until is not None and noise is not None:
+            levels = transition_levels(levels, self.scheduler.kappa(until)[:, None], noise)
         hidden = run_trunk(
             self.model,
             x,

@@ -206,9 +206,13 @@ class FlowObjective(Objective):
         whole_row = self.block_sizes is None and self.span == "row"
         return torch.where(packing.is_padding, packing.index, 0) if whole_row else packing.start
 
-    def _run(self, model, packing: Packing, blocks: BlockGrid | None, noisy: NoisyBatch, path):
-        """Hidden states [B, L, D] that predict each token, and those of the clean copy, None for whole texts."""
-        levels = noise_levels(path.scheduler.kappa(noisy.time), ~noisy.free)
+    def _run(self, model, packing: Packing, blocks: BlockGrid | None, noisy: NoisyBatch, path, levels=None):
+        """Hidden states [B, L, D] that predict each token, and those of the clean copy, None for whole texts.
+
+        levels: [B, L], what a model is told that takes levels, if not the time alone.
+        """
+        if levels is None:
+            levels = noise_levels(path.scheduler.kappa(noisy.time), ~noisy.free)
         if blocks is None:
             clean, states = None, self._run_whole_text(model, packing, noisy.noisy, levels)
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decoding.batch import Sequence
-from decoding.forward.noise_level import noise_levels
+from decoding.forward.noise_level import noise_levels, transition_levels
 from decoding.forward.transfer import to_device
 from dfm.draws import Draws
 from dfm.flow_run import FlowRun, make_draws
@@ -122,7 +122,11 @@ class OpenTexts:
         """How noisy the tokens of its query are, for models that are told (:mod:`decoding.forward.noise_level`)."""
         if not self.run.takes_levels:
             return None
-        return noise_levels(self.run.path.scheduler.kappa(group.query.t), group.state.frozen).tolist()
+        kappa, query = self.run.path.scheduler.kappa, group.query
+        levels = noise_levels(kappa(query.t), group.state.frozen)
+        if query.until is not None and query.noise is not None:
+            levels = transition_levels(levels, kappa(query.until)[:, None], query.noise)
+        return levels.tolist()
 
     def _length(self, sequence: Sequence) -> int:
         if self.block_size is not None:

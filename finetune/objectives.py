@@ -13,6 +13,7 @@ OBJECTIVES = {
     "rpt": "rpt:ResampleObjective",
     "sbd+rpt": "finetune.both:SetBlockResampleObjective",
     "dfm": "dfm:FlowObjective",
+    "dfm-transition": "dfm:TransitionObjective",
 }
 
 

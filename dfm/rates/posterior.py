@@ -14,6 +14,7 @@ class PosteriorModel(Protocol):
     x: [B, L] ids, mask tokens included. t: [B] float64, or ignored by a model of a mask source, whose posterior does
     not depend on time. frozen: [B, L] bool, tokens known to be clean (prompt) or of no interest (padding, finished).
     Returns logits [B, L, V]; the logit of the mask token, and rows of tokens that are revealed, may be anything.
+    A model of transitions takes ``until`` and ``noise`` of a :class:`dfm.sampling.state.Query` besides, by name.
     """
 
     def __call__(self, x: Tensor, t: Tensor, frozen: Tensor) -> Tensor: ...

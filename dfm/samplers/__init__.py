@@ -9,6 +9,7 @@
 | Corrector, Adaptive, Corrected | any | one a step, and the passes | short steps |
 | ReMDM | mask | one a step | short steps and sigma |
 | Glass | mask | one a step, in transitions of some | many inner steps |
+| Transition | mask | one a step | short steps; few, with a model that was taught them |
 | FirstHitting | mask | one a token | always |
 | Uniformisation | not mask | about L ln(1/rest) | rest -> 0 |
 | ScheduledTopK, RuleSampler, P2 | mask | as chosen | one token a step, for the first two |
@@ -24,6 +25,7 @@ from dfm.samplers.glass import Glass
 from dfm.samplers.kernels import D3PM, Adaptive, Corrector, ExactX1, Psi, ReMDM
 from dfm.samplers.ranked import P2, LooGibbs, ScheduledTopK
 from dfm.samplers.rates import Euler, EulerX1, TauLeap, ThetaTrapezoidal
+from dfm.samplers.transition import Transition
 from dfm.sampling.state import Sampler
 
 KINDS: tuple[type[Sampler], ...] = (
@@ -43,6 +45,7 @@ KINDS: tuple[type[Sampler], ...] = (
     FirstHitting,
     LooGibbs,
     Uniformisation,
+    Transition,
 )
 SAMPLERS = {kind.name: kind for kind in KINDS}
 

@@ -54,7 +54,8 @@ class Posterior:
         if not query.conditional and self.unconditional is None:
             raise ValueError("unconditional must be a network for a sampler with guidance, got None")
         model = self.model if query.conditional else self.unconditional
-        logits = model(query.x, query.t, frozen)
+        step = {} if query.until is None else {"until": query.until, "noise": query.noise}
+        logits = model(query.x, query.t, frozen, **step)
         state.evaluations = state.evaluations + ~state.done
         if query.conditional and self.guidance_weight:
             other = self.unconditional(query.x, query.t, frozen)

@@ -99,6 +99,7 @@ class Query:
     carry_over: False leaves the network's own distribution at revealed positions of a mask source.
     only: [B, L] bool, the positions whose distribution is wanted, if not of all: the answer is then [N, V], in order
         of position.
+    until, noise: the time [B] that the step leads to and numbers [B, L] in [0, 1), for models of transitions.
     """
 
     x: Tensor
@@ -107,6 +108,8 @@ class Query:
     conditional: bool = True
     carry_over: bool = True
     only: Tensor | None = None
+    until: Tensor | None = None
+    noise: Tensor | None = None
 
 
 # Yields queries, is sent p_1t [B, L, V] for each, and has changed the state when it returns.
@@ -122,6 +125,7 @@ class Sampler(ABC):
     sources: kinds of source it works for. on_grid: it walks along a grid of times, one or more evaluations a step; others
         choose their own number. keeps: with a mask source, what it has revealed stays. ranks_positions: it ranks them by
         their distributions, so that distributions sharpened to one token would leave it nothing to rank by.
+        tells_target: it needs a model of transitions.
     """
 
     name: ClassVar[str] = ""
@@ -129,6 +133,7 @@ class Sampler(ABC):
     on_grid: ClassVar[bool] = True
     keeps: ClassVar[bool] = False
     ranks_positions: ClassVar[bool] = False
+    tells_target: ClassVar[bool] = False
 
     @abstractmethod
     def step(self, state: FlowState, draws: Draws) -> Step:
