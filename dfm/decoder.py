@@ -34,6 +34,7 @@ from dfm.paths.mixture import MixturePath
 from dfm.paths.path import delta
 from dfm.paths.schedulers import Scheduler, named_scheduler
 from dfm.samplers import find_sampler
+from dfm.samplers.fitted import StepSettings
 from dfm.samplers.ranked import CanvasRule, RuleSampler, rule_sampler
 from dfm.sampling.grid import GridSampler, time_grid
 from dfm.sampling.loop import FlowSample
@@ -48,7 +49,8 @@ class FlowDecoder(Decoder):
     scheduler: a name of :data:`dfm.paths.schedulers.SCHEDULERS`; a Scheduler, for instance a fitted one; or the JSON file
         of a :class:`dfm.paths.fit.FittedSchedule`.
     sampler: a name of :data:`dfm.samplers.SAMPLERS`; "rule" to reveal by ``rule``; a subclass of Sampler, or its name as
-        ``module:Class``; or a function from a path and a grid of times to a Sampler.
+        ``module:Class``; a function from a path and a grid of times to a Sampler; or a fitted one, which has its own
+        number of steps: :class:`dfm.samplers.fitted.StepSettings` or the JSON file of it.
     steps: steps from noise to text, evenly spaced in time, for each block or for the whole text. By default as many as
         there are tokens to decide, or as a fitted schedule has rounds. Not for samplers that choose their number of
         evaluations themselves; "adaptive" cuts most of them: 45 evaluations for 4 steps, 71 for 32 (linear scheduler).
@@ -75,6 +77,10 @@ class FlowDecoder(Decoder):
         check_choice("path", self.path, SOURCES)
         if isinstance(self.scheduler, str) and self.scheduler.endswith(".json"):
             object.__setattr__(self, "scheduler", FittedSchedule.load(self.scheduler))
+        if isinstance(self.sampler, str) and self.sampler.endswith(".json"):
+            object.__setattr__(self, "sampler", StepSettings.load(self.sampler))
+        if isinstance(self.sampler, StepSettings) and self.sampler.source != self.path:
+            raise ValueError(f"path must be {self.sampler.source!r} for this fitted sampler, got {self.path!r}")
         if not isinstance(self.scheduler, Scheduler):
             named_scheduler(self.scheduler, FlowTraits().make_source(2, 1))
         if not isinstance(self.sampler, str) and not callable(self.sampler):
@@ -88,6 +94,10 @@ class FlowDecoder(Decoder):
         for name in ("steps", "block_size"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if isinstance(self.sampler, StepSettings) and self.steps not in (None, self.sampler.steps):
+            raise ValueError(
+                f"steps must be {self.sampler.steps}, as this sampler was fitted, or left out, got {self.steps}"
+            )
         if self.steps is not None and not kind.on_grid:
             raise ValueError(f"steps must be None for sampler {self.sampler!r}, which counts its own, got {self.steps}")
 
@@ -169,6 +179,8 @@ class FlowDecoder(Decoder):
         scheduler = self.scheduler if isinstance(self.scheduler, Scheduler) else named_scheduler(self.scheduler, source)
         path = MixturePath(source, scheduler)
         rounds = len(scheduler.quotas) if isinstance(scheduler, FittedSchedule) else None
+        if isinstance(self.sampler, StepSettings):
+            rounds = self.sampler.steps
         make = self._kind.default if isinstance(self.sampler, (str, type)) else self.sampler
 
         @cache

@@ -9,6 +9,7 @@
 | Corrector, Adaptive, Corrected | any | one a step, and the passes | short steps |
 | ReMDM | mask | one a step | short steps and sigma |
 | Glass | mask | one a step, in transitions of some | many inner steps |
+| FittedSampler | any | one a step, numbers from a file | short steps |
 | Transition | mask | one a step | short steps; few, with a model that was taught them |
 | FirstHitting | mask | one a token | always |
 | Uniformisation | not mask | about L ln(1/rest) | rest -> 0 |

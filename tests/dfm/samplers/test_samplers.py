@@ -22,6 +22,7 @@ from dfm.paths.sources import CouplingSource, MaskSource, UniformSource
 from dfm.rates.conditional import KineticOptimalVelocity
 from dfm.rates.velocities import CorrectorSchedule, CorrectorVelocity, ForwardVelocity
 from dfm.samplers.events import FirstHitting, Uniformisation
+from dfm.samplers.fitted import FittedSampler
 from dfm.samplers.glass import Glass
 from dfm.samplers.kernels import D3PM, Adaptive, Corrected, Corrector, ExactX1, FrozenPass, Psi, ReMDM
 from dfm.samplers.metric import MetricX1
@@ -68,6 +69,7 @@ SAMPLERS = {
         ("remdm-confidence", {"mask": ReMDM(MASK, GRID, "confidence", eta=1.0)}, STEPS),
         ("remdm-loop", {"mask": ReMDM.loop(MASK.source, 10)}, 10),
         ("glass", {"mask": Glass(MASK, GRID, 0.3, inner_steps=3)}, 3 * STEPS),
+        ("fitted", on_mixtures(lambda p: FittedSampler(p, GRID, (1.0, 0.5, 2.0, 1.0), (0.0, 0.5, 0.0, 0.3))), STEPS),
         ("topk", {"mask": ScheduledTopK(MASK, GRID)}, STEPS),
         ("topk-gumbel", {"mask": ScheduledTopK(MASK, GRID, "margin", gumbel=0.5)}, STEPS),
         ("entropy", {"mask": RuleSampler(MASK.source, EntropyBound(0.5))}, None),
