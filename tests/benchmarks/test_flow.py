@@ -9,12 +9,13 @@ import torch
 
 from benchmarks.command import main
 from benchmarks.figures import plot_curves
-from benchmarks.flow import euler, fit, judging, likelihood, peer, sweep
+from benchmarks.flow import euler, few_steps, fit, judging, likelihood, peer, sweep
 from benchmarks.flow.task import complete, judge_completions, make_task
 from dfm import FlowDecoder
 from dfm.flow_config import FlowTraits
 from dfm.paths.fit import FittedSchedule
 from dfm.paths.sources import UniformSource
+from dfm.samplers.fitted import StepSettings
 from eval.additions import Addition
 from tests.conftest import MASK, build
 
@@ -176,6 +177,25 @@ def test_a_sweep_goes_on_where_it_stopped(embedded):
     with pytest.warns(UserWarning, match="trained with blocks"):
         (row,) = sweep.measure_sweep({"mask": model}, model, tokenizer, task, points)
     assert row["forwards"] == 2 and sweep.curve_of(row) == "mask: topk"
+
+
+def test_few_steps_are_measured_at_equal_forwards(embedded, tmp_path):
+    _, tokenizer = embedded
+    task = make_task(tokenizer, 2)
+    model = build("llama", vocab_size=2048)
+    model.config.flow = FlowTraits().as_dict()
+    model.generation_config.mask_token_id, model.generation_config.eos_token_id = 3, 1
+    taught = build("llama", vocab_size=2048)
+    taught.config.flow, taught.generation_config = FlowTraits(transition=True).as_dict(), model.generation_config
+    points = few_steps.make_points(True, [StepSettings.even("mask", 3)], most_steps=8)
+    assert [few_steps.steps_of(decoder) for _, _, decoder in points] == [1, 2, 4, 8, 1, 2, 4, 8, 3, 8, 8]
+    chosen = [points[i] for i in (0, 5, 8, 9)]
+    models = {"teacher": model, "distilled": taught}
+    rows = list(few_steps.measure(models, build("llama", vocab_size=2048), tokenizer, task, chosen, 1.0, 0))
+    assert [row["forwards"] for row in rows] == [1, 2, 3, 8] == [row["steps"] for row in rows]
+    assert [row["curve"] for row in rows] == [few_steps.TEACHER, "distilled", few_steps.FITTED, "teacher, GLASS 0.5"]
+    few_steps.draw([{"curve": "data", "exact_match": 1.0}, *rows], tmp_path / "few", "command")
+    assert "| teacher, GLASS 0.5 | 8 | 8.0 |" in (tmp_path / "few.md").read_text() and (tmp_path / "few.png").is_file()
 
 
 def test_figures_are_small(tmp_path):

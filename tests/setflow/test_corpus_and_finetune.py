@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import shutil
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,29 @@ def test_finetune_samples_its_own_data(setflow, tiny, tmp_path):
     assert setflow(*command)[2].endswith("3 of them from before\n")
     code, _, err = setflow("finetune", "distill-data", "no-such-folder", out)
     assert code == 2 and "model 'no-such-folder' does not exist" in err
+
+
+def test_a_sampler_is_fitted_to_a_flow_model(setflow, tiny, tmp_path):
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "sampler.json"
+    texts.write_text("".join(json.dumps({"text": f"{n} + 1 = {n + 1}\n"}) + "\n" for n in range(8)))
+    options = ("--texts", str(texts), "--steps", "2", "--prompt-tokens", "3", "--new-tokens", "5", "--count", "4")
+    quick = ("--iterations", "2", "--batch", "2", "--samples", "2", "--many-steps", "4")
+    code, _, err = setflow("finetune", "fit-sampler", tiny, str(out), *options, *quick)
+    assert code == 2 and "must be a flow model of whole texts" in err and not out.exists()
+    config = json.loads((Path(tiny) / "config.json").read_text())
+    model = tmp_path / "flow"
+    shutil.copytree(tiny, model)
+    (model / "config.json").write_text(json.dumps(config | {"flow": {"source": "mask", "excluded": [2, 3]}}))
+    code, _, err = setflow("finetune", "fit-sampler", str(model), str(out), *options, *quick)
+    assert code == 0 and "distance to 4 steps on held-out prompts" in err
+    found = json.loads(out.read_text())
+    assert len(found["times"]) == 3 and found["fitted"] <= found["start"]
+    code, _, err = setflow("finetune", "fit-sampler", str(model), str(out), *options, "--count", "40")
+    assert code == 2 and "holds 8 prompts, fewer than count 40" in err
+    code, _, err = setflow(
+        "generate", "1 + 1 =", "--model", str(model), "--decoder", f"dfm:sampler={out}", "--max-new-tokens", "4"
+    )
+    assert code == 0
 
 
 @pytest.mark.parametrize("name", ["one_gpu", "ddp", "fsdp2", "zero3"])

@@ -58,6 +58,8 @@ OTHERS = [
         ["finetune", "distill-data", "owner/name", "out.jsonl", "--prompts", "none.jsonl"],
         "prompts: the file 'none.jsonl'",
     ),
+    (["finetune", "fit-sampler", "./none", "out.json", "--texts", "x.jsonl"], "model './none' does not exist"),
+    (["finetune", "fit-sampler", "owner/name", "out.json", "--texts", "none.jsonl"], "texts: the file 'none.jsonl'"),
     (["finetune", "accelerate-config", "dpp"], "accelerate-config must be one of ddp"),
 ]
 

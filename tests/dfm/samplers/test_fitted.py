@@ -95,18 +95,19 @@ def letters() -> tuple[Toy, Prompts]:
     return toy, Prompts(nothing, nothing.bool(), lambda index: Posterior(toy, path.source))
 
 
-@pytest.mark.parametrize("steps", [2, 3])
-def test_a_fit_is_nearer_to_many_steps_on_prompts_that_it_has_not_seen(steps):
+def test_a_fit_is_nearer_to_many_steps_on_prompts_that_it_has_not_seen():
     toy, prompts = letters()
-    start, told = StepSettings.even("mask", steps), []
-    fit = Fit(iterations=40, texts=64, batch=3, many_steps=24, held_out=0.25)
+    start, told = StepSettings.even("mask", 2), []
+    fit = Fit(iterations=45, texts=100, batch=2, many_steps=24)
     found = fit_sampler(prompts, toy.path, start, fit, told.append)
-    assert found.fitted < 0.5 * found.start and len(told) == fit.iterations + 3
-    assert 3 * steps - 1 < 200 and found.times != start.times and found.temperatures != start.temperatures
-    again = fit_sampler(prompts, toy.path, start, fit)
-    assert again == found  # by its seed
-    truth, few = (prompts.texts(s(toy.path, s.times), 400, 7) for s in (StepSettings.even("mask", 32), found))
-    assert discrepancy(few, truth, ~prompts.frozen) < 0.05
+    assert found.fitted < found.start and len(told) == fit.iterations + 3
+    assert found.times != start.times and found.temperatures != start.temperatures
+    many, few, even = (
+        prompts.texts(s(toy.path, s.times), 500, 7) for s in (StepSettings.even("mask", 24), found, start)
+    )
+    assert discrepancy(few, many, ~prompts.frozen) < 0.8 * discrepancy(even, many, ~prompts.frozen)
+    short = replace(fit, iterations=2, texts=8)
+    assert fit_sampler(prompts, toy.path, start, short) == fit_sampler(prompts, toy.path, start, short)  # by its seed
 
 
 def test_what_is_worse_than_the_start_is_not_taken():
