@@ -212,9 +212,9 @@ class _TracedDraws(BatchDraws):
         self.total = self.total + drawn.sum(-1) * odds.log() + (where & ~drawn).sum(-1) * (1 - odds).log()
         return drawn
 
-    def rows(self, law: Tensor, where: Tensor) -> Tensor:
-        tokens = super().rows(law.detach(), where)
-        chosen = law.gather(-1, tokens[where][:, None])[:, 0].clamp_min(1e-30).log().double()
+    def rows(self, distribution: Tensor, where: Tensor) -> Tensor:
+        tokens = super().rows(distribution.detach(), where)
+        chosen = distribution.gather(-1, tokens[where][:, None])[:, 0].clamp_min(1e-30).log().double()
         spread = torch.zeros(where.shape, dtype=torch.float64).masked_scatter(where, chosen)
         self.total = self.total + spread.sum(-1)
         return tokens

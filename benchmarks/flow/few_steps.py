@@ -3,6 +3,7 @@
 python -m benchmarks.flow.few_steps --teacher FOLDER --distilled FOLDER --fitted FILE --fitted FILE
 """
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ import typer
 from benchmarks.command import OUT, Judge, Name, Out, Overwrite, main, results_in
 from benchmarks.figures import plot_curves
 from benchmarks.flow.judging import WARNING
-from benchmarks.flow.sweep import rows_of
 from benchmarks.flow.task import Task, complete, judge_completions, make_task, reference_rows
 from dfm import FlowDecoder
 from dfm.samplers.fitted import StepSettings
@@ -26,7 +26,7 @@ from setflow.commands.settings import typed_command
 from setflow.loading import load_model
 
 ALL_STEPS = (1, 2, 4, 8, 16, 32, 64)
-GLASS_STEPS = (8, 16, 32, 64)
+GLASS_STEPS = (8, 16, 32)
 CORRELATIONS = (0.5, 0.9)
 TEACHER, DISTILLED, FITTED = "teacher, ancestral", "distilled", "teacher, fitted"
 Point = tuple[str, str, FlowDecoder]  # curve, which model, decoder
@@ -47,9 +47,10 @@ def few_steps(
 ) -> None:
     """Quality against forwards, 1 to 64; goes on where it was stopped."""
     folders = {"teacher": teacher} | ({"distilled": distilled} if distilled else {})
-    files = list(fitted or ())
+    files = sorted(fitted or ())
     points = make_points(distilled is not None, [StepSettings.load(file) for file in files], most_steps)
-    settings = {"models": folders, "fitted": files, "count": count, "temperature": temperature, "seed": seed}
+    common = {"teacher": teacher, "count": count, "temperature": temperature, "seed": seed, "judge": judge}
+    settings = common | {"distilled": distilled, "fitted": files}
     measured = rows_of(in_folder(out, name, "json"), settings)
     with results_in(out, name, overwrite or bool(measured)) as results:
         models = {role: load_model(folder, torch.float32)[0] for role, folder in folders.items()}
@@ -67,6 +68,18 @@ def few_steps(
                 advance()
         draw(results.rows, out / name, typed_command())
     print(WARNING, file=sys.stderr)
+
+
+def rows_of(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run that are what these settings would give; models and files may have been added since."""
+    old = json.loads(file.read_text()) if file.is_file() else {"settings": {}, "rows": []}
+    before, changed = old["settings"], set()
+    if before.get("distilled") != settings["distilled"]:
+        changed.add(DISTILLED)
+    if not set(before.get("fitted", ())) <= set(settings["fitted"]):
+        changed.add(FITTED)
+    same = all(before.get(key, ...) == value for key, value in settings.items() if key not in ("distilled", "fitted"))
+    return [row for row in old["rows"] if same and row["curve"] not in changed]
 
 
 def make_points(with_distilled: bool, fitted: Sequence[StepSettings], most_steps: int = 64) -> list[Point]:

@@ -1,5 +1,6 @@
 """The flow-matching measurements: bounds against known likelihoods, judged samples, sweeps that go on, one distribution."""
 
+import json
 import math
 import sys
 from types import ModuleType, SimpleNamespace
@@ -196,6 +197,17 @@ def test_few_steps_are_measured_at_equal_forwards(embedded, tmp_path):
     assert [row["curve"] for row in rows] == [few_steps.TEACHER, "distilled", few_steps.FITTED, "teacher, GLASS 0.5"]
     few_steps.draw([{"curve": "data", "exact_match": 1.0}, *rows], tmp_path / "few", "command")
     assert "| teacher, GLASS 0.5 | 8 | 8.0 |" in (tmp_path / "few.md").read_text() and (tmp_path / "few.png").is_file()
+
+
+def test_few_steps_go_on_with_models_that_were_added(tmp_path):
+    file, settings = tmp_path / "rows.json", {"teacher": "a", "seed": 0, "distilled": None, "fitted": ["4.json"]}
+    rows = [{"curve": curve} for curve in ("data", few_steps.TEACHER, few_steps.DISTILLED, few_steps.FITTED)]
+    file.write_text(json.dumps({"settings": settings, "rows": rows}))
+    kept = [
+        len(few_steps.rows_of(file, settings | change))
+        for change in ({}, {"distilled": "b"}, {"fitted": []}, {"fitted": ["4.json", "8.json"]}, {"teacher": "c"})
+    ]
+    assert kept == [4, 3, 3, 4, 0] and few_steps.rows_of(tmp_path / "none.json", settings) == []
 
 
 def test_figures_are_small(tmp_path):

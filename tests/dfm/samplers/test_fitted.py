@@ -37,11 +37,11 @@ def transition(toy: Toy, sampler, t: float) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def of_law(toy: Toy, sampler, t: float, s: float) -> torch.Tensor:
+def of_distribution(toy: Toy, sampler, t: float, s: float) -> torch.Tensor:
     """[S, S'] of a step of a sampler that has a distribution for each position."""
     state = toy.everywhere(t)
     p1 = toy.reachable(toy.posterior(state.x, state.t), state)
-    return toy.transition(sampler.law(state, p1, times(s).repeat(len(state.x))))
+    return toy.transition(sampler.distribution(state, p1, times(s).repeat(len(state.x))))
 
 
 @pytest.mark.parametrize("path", [MASK, UNIFORM], ids=["mask", "uniform"])
@@ -63,14 +63,14 @@ def test_correctors_are_settings(path):
     k, k_next = path.scheduler.kappa(times(0.4, 0.6))
     share = (GENTLE(times(0.4))[0] / largest_beta(k, k_next, path is MASK)).clamp_max(1).item()
     fitted = FittedSampler(path, grid, (1.0,) * 3, (0.0, share, 0.0))
-    wanted = of_law(toy, Corrector(path, grid, GENTLE), 0.4, 0.6)
+    wanted = of_distribution(toy, Corrector(path, grid, GENTLE), 0.4, 0.6)
     assert 0 < share < 1 and torch.allclose(transition(toy, fitted, 0.4), wanted, atol=1e-12)
 
 
 def test_remasking_is_a_setting():
     toy, grid = Toy(MASK, length=2, tokens=V, concentration=0.4), (0.0, 0.4, 0.6, 1.0)
     fitted = FittedSampler(MASK, grid, (1.0,) * 3, (0.3,) * 3)
-    wanted = of_law(toy, ReMDM(MASK, grid, "rescale", 0.3), 0.4, 0.6)
+    wanted = of_distribution(toy, ReMDM(MASK, grid, "rescale", 0.3), 0.4, 0.6)
     assert torch.allclose(transition(toy, fitted, 0.4), wanted, atol=1e-12)
 
 
@@ -79,9 +79,9 @@ def test_temperatures_sharpen_their_own_step():
     settings = StepSettings("mask", grid, (0.5, 2.0), (0.0, 0.0))
     odds = toy.data[:V] / toy.data[:V].sum()
     wanted = {0.0: odds**2 / (odds**2).sum(), 0.5: odds.sqrt() / odds.sqrt().sum()}
-    for t, law in wanted.items():
+    for t, distribution in wanted.items():
         step = transition(toy, settings(MASK, grid), t)[V, :V]
-        assert torch.allclose(step / step.sum(), law, atol=1e-12)
+        assert torch.allclose(step / step.sum(), distribution, atol=1e-12)
 
 
 def letters() -> tuple[Toy, Prompts]:

@@ -63,10 +63,10 @@ def test_a_run_of_transitions_ends_in_the_data(correlation):
     grid = time_grid(3)
     errors = []
     for inner_steps in (1, 2):
-        law = PAIR.marginal(times(0.0)[0])
+        distribution = PAIR.marginal(times(0.0)[0])
         for t in grid[:-1]:
-            law = law @ transition(PAIR, Glass(PATH, grid, correlation, inner_steps), t)
-        errors.append(total_variation(law, PAIR.data))
+            distribution = distribution @ transition(PAIR, Glass(PATH, grid, correlation, inner_steps), t)
+        errors.append(total_variation(distribution, PAIR.data))
     assert errors[0] > 1e-3 and errors[1] < 1e-12
 
 
@@ -87,7 +87,7 @@ def test_one_inner_step_with_masking_again_is_remdm():
     remdm = ReMDM(PATH, (0.0, T, S, 1.0), "rescale", eta)
     state = PAIR.everywhere(T)
     p1 = PAIR.reachable(PAIR.posterior(state.x, state.t), state)
-    wanted = PAIR.transition(remdm.law(state, p1, times(S).repeat(len(state.x))))
+    wanted = PAIR.transition(remdm.distribution(state, p1, times(S).repeat(len(state.x))))
     assert torch.allclose(transition(PAIR, glass, T), wanted, atol=1e-12)
 
 
