@@ -110,7 +110,7 @@ bench-trained: $(VENV)/.dev  ## The measurements of models that were trained bef
 	$(BIN)/python -m benchmarks.flow.sweep $(WRITE) --mask build/embedded-dfm-mask --uniform build/embedded-dfm-uniform \
 		--count 16
 	$(BIN)/python -m benchmarks.flow.few_steps $(WRITE) --teacher build/embedded-dfm-mask \
-		--distilled build/embedded-dfm-transition --fitted build/fitted/4.json --fitted build/fitted/8.json --count 16
+		--distilled build/embedded-dfm-transition --fitted build/fitted/4.json --fitted build/fitted/8.json
 	$(BIN)/python -m benchmarks.flow.peer $(WRITE) --folder build/flow_matching --length 32 --steps 16
 	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-embedded-additions --model build/rpt-embedded \
 		--control build/rpt-embedded-control --texts build/corpus/additions-brief-heldout.jsonl --documents 60 \

@@ -62,6 +62,10 @@ class Draws:
         zeros = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
         return zeros.masked_scatter_(where, self._numbers(where))
 
+    def numbers(self, where: Tensor) -> Tensor:
+        """As ``uniform``, for what a token is made from: 0 stands for the likeliest."""
+        return self.uniform(where)
+
     def pick(self, where: Tensor) -> Tensor:
         """One-hot bool [B, L]: in each sequence one of the positions ``where``, uniformly; none if there is none."""
         distribution = (where / where.sum(-1, keepdim=True).clamp_min(1))[:, None]
@@ -85,6 +89,9 @@ class LikeliestDraws(Draws):
         return torch.zeros(where.shape, dtype=torch.long, device=where.device).masked_scatter(
             where, distribution.argmax(-1)
         )
+
+    def numbers(self, where: Tensor) -> Tensor:
+        return torch.zeros(where.shape, dtype=torch.float64, device=where.device)
 
     def pick(self, where: Tensor) -> Tensor:
         return Draws(self.generators).pick(where)

@@ -15,7 +15,7 @@ import typer
 from benchmarks.command import OUT, Judge, Name, Out, Overwrite, main, results_in
 from benchmarks.figures import plot_curves
 from benchmarks.flow.judging import WARNING
-from benchmarks.flow.task import Task, complete, judge_completions, make_task, reference_rows
+from benchmarks.flow.task import Task, complete, judge_completions, make_task
 from dfm import FlowDecoder
 from dfm.samplers.fitted import StepSettings
 from dfm.samplers.glass import Glass
@@ -37,7 +37,7 @@ def few_steps(
     distilled: Annotated[str | None, typer.Option(help="Folder of what it taught by dfm-transition.")] = None,
     fitted: Annotated[list[str] | None, typer.Option(help="File of setflow finetune fit-sampler.")] = None,
     judge: Judge = None,
-    count: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 24,
+    count: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 12,
     most_steps: Annotated[int, typer.Option(min=1, help="Leave out points of more forwards.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     seed: int = 0,
@@ -58,8 +58,7 @@ def few_steps(
         task = make_task(tokenizer, count)
         results.describe(judging, measured, **settings)
         if not any(row["curve"] == "data" for row in measured):
-            for row in list(reference_rows(judging, tokenizer, task, temperature, seed)):  # both or none
-                results.take({"curve": row.pop("source"), **row})
+            results.take({"curve": "data", **judge_completions(judging, tokenizer, task, task.solved)})
         known = {(row["curve"], row["steps"]) for row in results.rows if "steps" in row}
         left = [point for point in points if (point[0], steps_of(point[2])) not in known]
         with progress(title="points", total=len(left)) as advance:

@@ -23,6 +23,7 @@ class Transition(GridSampler):
     name = "transition"
     sources = ("mask",)
     keeps = True
+    ranks_positions = True  # so that greedy draws are told, which take number 0: the teacher's likeliest tokens
     tells_target = True
 
     path: MixturePath
@@ -36,7 +37,7 @@ class Transition(GridSampler):
         scheduler, undecided = self.path.scheduler.shared(), state.free & state.masked
         k, k_next = scheduler.kappa(state.t), scheduler.kappa(s)
         revealed = draws.happens(torch.where(s >= 1, 1, (k_next - k) / (1 - k)), undecided)
-        noise = draws.uniform(undecided)
+        noise = draws.numbers(undecided)
         p1 = yield Query(state.x, state.t, state.masked, only=revealed, until=s, noise=noise)
         state.write(draws.rows(p1, revealed), revealed)
         state.advance(s, self.grid[-1])

@@ -86,6 +86,14 @@ def test_a_block_decoder_tells_the_step_too(taught):
     assert (out == out[:, :1]).all(-1).float().mean() > 0.6
 
 
+def test_greedy_steps_take_the_likeliest_text(taught):
+    _, student = taught
+    rows, fixed = torch.full((20, 4), BOS), torch.zeros(20, 4, dtype=torch.bool)
+    fixed[:, 0] = True
+    decoder = FlowDecoder(sampler="transition", steps=1)
+    assert (decoder.infill(student, rows, fixed, temperature=0).tokens[:, 1:] == LETTERS[0]).all()
+
+
 @pytest.mark.parametrize("settings", [{"span": "row"}, {"given": "prefix"}, {"block_sizes": (2, 3)}])
 def test_what_is_taught(settings):
     """Tokens of steps come from the teacher, those without from the text; what is not asked for stays."""
