@@ -87,8 +87,8 @@ gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards
 
 # What must lie in build/: stories260K, a pretrained Llama of 260 K parameters (karpathy/llama2.c), with texts of its own
 # and held-out stories in build/stories; random, a model of random weights; flow_matching, by pip install --target; and
-# what the recipes stories260k-*, rpt-* and embedded-dfm-* leave, each -control with next-token loss only; and fitted/K.json,
-# by setflow finetune fit-sampler build/embedded-dfm-mask build/fitted/K.json --steps K --count 16 --many-steps 32
+# what the recipes stories260k-*, rpt-* and embedded-dfm-* leave, each -control with next-token loss only; and fitted/4.json,
+# by setflow finetune fit-sampler build/embedded-dfm-mask build/fitted/4.json --steps 4 --count 16 --many-steps 32
 # --prompt-tokens 10 --new-tokens 72 --iterations 12 --texts build/corpus/additions-short-heldout.jsonl.
 STORIES := --prompts build/stories/own-heldout.jsonl --prompts build/stories/stories-prompts.jsonl
 TOLD := --texts build/stories/stories-heldout.jsonl --documents 51 --prompts build/stories/stories-prompts.jsonl
@@ -110,7 +110,7 @@ bench-trained: $(VENV)/.dev  ## The measurements of models that were trained bef
 	$(BIN)/python -m benchmarks.flow.sweep $(WRITE) --mask build/embedded-dfm-mask --uniform build/embedded-dfm-uniform \
 		--count 16
 	$(BIN)/python -m benchmarks.flow.few_steps $(WRITE) --teacher build/embedded-dfm-mask \
-		--distilled build/embedded-dfm-transition --fitted build/fitted/4.json --fitted build/fitted/8.json
+		--distilled build/embedded-dfm-transition --fitted build/fitted/4.json
 	$(BIN)/python -m benchmarks.flow.peer $(WRITE) --folder build/flow_matching --length 32 --steps 16
 	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-embedded-additions --model build/rpt-embedded \
 		--control build/rpt-embedded-control --texts build/corpus/additions-brief-heldout.jsonl --documents 60 \
