@@ -27,7 +27,7 @@ from setflow.loading import load_model
 
 ALL_STEPS = (1, 2, 4, 8, 16, 32, 64)
 GLASS_STEPS = (8, 16, 32)
-CORRELATIONS = (0.5, 0.9)
+CORRELATIONS = (0.5,)
 TEACHER, DISTILLED, FITTED = "teacher, ancestral", "distilled", "teacher, fitted"
 Point = tuple[str, str, FlowDecoder]  # curve, which model, decoder
 
