@@ -36,7 +36,7 @@ def transition_levels(levels: Tensor, target: Tensor, number: Tensor) -> Tensor:
     """``levels`` [B, R] with the share of data ``target`` [B, R] of a step and numbers in [0, 1] of the rows, but for GIVEN.
 
     >>> transition_levels(torch.tensor([[250, GIVEN]]), torch.tensor([[0.5, 0.5]]), torch.tensor([[0.0, 0.0]])).tolist()
-    [[1506006, 1001]]
+    [[1506256, 1001]]
     """
     steps = STRIDE * ((LEVELS * target).round().long() + 1) + STRIDE**2 * ((LEVELS * number).round().long() + 1)
     return torch.where(levels == GIVEN, levels, levels + steps)
