@@ -28,21 +28,22 @@ def add_adapter(model: "PreTrainedModel", name: str = AUTO) -> str | None:
     "auto": the packaged adapter that was made for these weights, if there is one and the model drafts nothing by itself.
     Text stays the model's own. Raises ValueError for an adapter of another model.
     """
-    from decoding.forward.adapter import load_adapter, read_settings
+    from decoding.forward.adapter import read_settings
     from decoding.forward.base_check import same_weights, sample_weights
+    from decoding.forward.loading import attach_from
     from decoding.forward.mask_token import has_mask_token
 
     check_adapter(name)
     if name == NONE:
         return None
     if name != AUTO:
-        load_adapter(model, _folder(name))
+        attach_from(model, str(_folder(name)))
         return name
     sample = None if has_mask_token(model) else sample_weights(model)
     for known, folder in PACKAGED.items():
         if sample is not None and (folder / ADAPTER_FILE).is_file():
             if same_weights(read_settings(folder).get("base_sample", []), sample):
-                load_adapter(model, folder)
+                attach_from(model, str(folder))
                 return known
     return None
 

@@ -130,13 +130,18 @@ def attach_extras(model: PreTrainedModel, source: str) -> None:
     Raises ValueError for a generation config that makes no sense.
     """
     for place in dict.fromkeys((weights_of(source), located(source))):
-        for files, attach in EXTRAS.items():
-            found = [path for file in files if (path := _beside(place, file)) is not None]
-            if len(found) == len(files):
-                module, _, function = attach.partition(":")
-                getattr(import_module(module), function)(model, found[0].parent)
+        attach_from(model, place)
     check_generation_file(_beside(weights_of(source), "generation_config.json"))
     check_generation_config(model.generation_config)
+
+
+def attach_from(model: PreTrainedModel, place: str) -> None:
+    """Put on ``model`` what lies in the folder or hub repository ``place`` beside weights, and nothing from elsewhere."""
+    for files, attach in EXTRAS.items():
+        found = [path for file in files if (path := _beside(place, file)) is not None]
+        if len(found) == len(files):
+            module, _, function = attach.partition(":")
+            getattr(import_module(module), function)(model, found[0].parent)
 
 
 def _beside(source: str, file: str) -> Path | None:

@@ -16,6 +16,7 @@ from finetune import finetune, load_recipe
 from setflow import adapters
 from setflow.corpus import train_tokenizer
 from tests.conftest import build
+from tools import embed
 
 MARKED = (
     "{% for m in messages %}{{ bos_token + m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
@@ -142,3 +143,30 @@ def test_a_gguf_file_is_generated_from_and_trained_on(setflow, tmp_path):
     arguments = ("--model", str(tmp_path / "out"), "--max-new-tokens", "4", "--compare")
     code, out, err = setflow("generate", "1 + 2", *arguments)
     assert code == 0 and "the same as next-token decoding's" in err, err
+
+
+def test_an_adapter_is_put_into_the_box_with_its_card(chat_model, adapter, tmp_path, monkeypatch):
+    """Small enough, with every figure of its card from the result file, and found there by the weights."""
+    build_folder, target, results = tmp_path / "build", tmp_path / "box", tmp_path / "quality.json"
+    shutil.copytree(adapter, build_folder / "smollm2-gated")
+    (build_folder / "smollm2-gated" / "README.md").write_text("# smollm2-gated\n")
+    (build_folder / "smollm2-gated" / "training.json").write_text("{}\n")
+    monkeypatch.setattr(adapters, "PACKAGED", {"smollm2": target})
+    monkeypatch.setattr(embed, "PACKAGED", adapters.PACKAGED)
+    with pytest.raises(ValueError, match="quality.json does not exist; run make smollm2"):
+        embed.ship_smollm2(build_folder, results)
+    row = {"prompts": "maths-heldout", "decoder": "sbd-lossless", "count": 50, "tokens_per_forward": 1.714}
+    found = {"command": "setflow bench quality", "settings": {"batch_size": 8}, "rows": [row]}
+    row["acceptance_histogram"] = [1, 2, 1]
+    found["conditions"] = {"dtype": "float32", "device": "CPU, 2 threads of 2"}
+    results.write_text(json.dumps(found))
+    embed.ship_smollm2(build_folder, results)
+    card = (target / "README.md").read_text()
+    assert card.startswith("# smollm2-gated\n") and "setflow fetch smollm2" in card and "distill-data" in card
+    assert "| maths-heldout | `sbd-lossless` | 50 | 1.71 | 1.00 |" in card
+    model = AutoModelForCausalLM.from_pretrained(chat_model)
+    assert adapters.add_adapter(model) == "smollm2" and gated_adapter(model) is not None
+    assert json.loads((target / ADAPTER_FILE).read_text())["base_model"] == "build/smollm2-135m"
+    monkeypatch.setattr(embed, "SMOLLM2_BYTES", 100)
+    with pytest.raises(ValueError, match="bytes, and the package has room for 100"):
+        embed.ship_smollm2(build_folder, results)
