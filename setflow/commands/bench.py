@@ -1,22 +1,16 @@
 """``setflow bench``: what a decoder is worth on your machine, printed as a table and written as one JSON file."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from decoding.inputs.checks import check_choice
 from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
-from setflow.adapters import AUTO, check_adapter
-from setflow.commands.settings import DTYPES, Adapter, check_device, parse_dtype, typed_command
+from setflow.adapters import AUTO
+from setflow.commands.bench_inputs import check_bench, open_bench, results_in
+from setflow.commands.settings import Adapter, parse_dtype
 from setflow.loading import find_source
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from eval.bench.prompts import PromptSet
-    from eval.bench.results import Results
 
 app = typer.Typer(
     help="Measure decoders on held-out prompts: quality, speed, losslessness, memory.",
@@ -269,58 +263,3 @@ def engine(
             results.take(row)
         for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copied, repeats):
             results.take(row)
-
-
-def results_in(folder: Path, name: str, overwrite: bool) -> "Results":
-    """Results of this command in ``folder``; raises ValueError if they may not be written there."""
-    from eval.bench.results import Results
-    from eval.files import in_folder
-
-    return Results(in_folder(folder, name, "json"), typed_command(), overwrite)
-
-
-def check_bench(
-    model: str | None,
-    dtype: str,
-    device: str,
-    decoder: Sequence[str] | None,
-    prompts: Sequence[str] | None,
-    adapter: str = AUTO,
-) -> None:
-    """Raise ValueError for what is wrong with these options, as far as that shows before a model is loaded."""
-    from decoding.inputs.spec import check_spec
-    from eval.bench.prompts import check_prompts
-
-    find_source(model)
-    check_adapter(adapter)
-    check_choice("dtype", dtype, DTYPES)
-    for spec in decoder or ():
-        check_spec(spec)
-    for name in prompts or ():
-        check_prompts(name)
-    check_device(device)
-    if device != "cpu":
-        from eval import devices
-
-        devices.check_device(device)
-
-
-def open_bench(
-    model: str | None,
-    dtype: str,
-    device: str,
-    prompts: Sequence[str] | None,
-    count: int,
-    chat: bool,
-    max_new_tokens: int | None,
-    adapter: str,
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[PromptSet]]":
-    """What a benchmark runs: a model, its tokenizer and its prompts."""
-    from eval.bench.prompts import PROMPT_SETS, prompt_set
-    from setflow.loading import load_model
-
-    loaded, tokenizer = load_model(model, parse_dtype(dtype), adapter)
-    sets = [prompt_set(name, tokenizer, count, chat, max_new_tokens) for name in prompts or PROMPT_SETS]
-    for chosen in sets:
-        chosen.check(loaded)
-    return loaded.to(device), tokenizer, sets
