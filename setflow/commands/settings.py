@@ -160,11 +160,11 @@ class Opened:
         try:
             asked = self.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
             answered = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception:  # encode_chat says what is wrong with it
+            behind = self.tokenizer(answered.rpartition("Yes")[2], add_special_tokens=False)["input_ids"]
+        except Exception:  # what is wrong with template or tokenizer is said where the prompt is encoded
             return False
         marked = asked.removeprefix(self.tokenizer.bos_token or "").strip() != "Hi"
         ends = self.model.generation_config.eos_token_id
-        behind = self.tokenizer(answered.rpartition("Yes")[2], add_special_tokens=False)["input_ids"]
         return marked and not {*(ends if isinstance(ends, list) else [ends])}.isdisjoint(behind)
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
