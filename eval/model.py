@@ -19,10 +19,10 @@ from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from decoding import Engine, decoder_from_spec
-from decoding.forward.loading import attach_extras, base_model_of, one_sentence
+from decoding.forward.loading import attach_extras, base_model_of, load_model, one_sentence
 from decoding.forward.rope import context_length
 from decoding.inputs.checks import check_count
-from decoding.inputs.source import located
+from decoding.inputs.source import is_gguf, located
 from eval.counts import count, total
 from eval.devices import check_device, clock
 from eval.finished import Finished, number_repeats, request_key
@@ -81,6 +81,10 @@ class SetflowLM(HFLM):
         self.use(decoder, int(seed))
         if not isinstance(pretrained, str):
             super().__init__(pretrained, device=device, batch_size=batch_size, **kwargs)
+            return
+        if is_gguf(base_model_of(pretrained)):
+            model, tokenizer = load_model(pretrained, dtype=kwargs.pop("dtype", "auto"))
+            super().__init__(model.to(device), tokenizer=tokenizer, device=device, batch_size=batch_size, **kwargs)
             return
         # HFLM loads the weights, since it knows of many ways to, and we what lies beside them.
         kwargs = {"tokenizer": located(pretrained)} | kwargs
@@ -216,5 +220,6 @@ def identify(pretrained: Any) -> list[Any]:
     """Tells models apart, and the weights in a folder before and after they are trained further."""
     if not isinstance(pretrained, str):
         return [type(pretrained).__name__, id(pretrained)]
-    files = sorted(Path(pretrained).glob("*.safetensors")) if Path(pretrained).is_dir() else []
+    place = Path(pretrained)
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
     return [pretrained, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]

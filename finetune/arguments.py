@@ -151,7 +151,7 @@ def training_arguments(recipe) -> TrainingArguments:
         _try_out(arguments)
     except (TypeError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
-    if on_cpu and arguments.mixed_precision == "bf16" and not _cpu_has_bf16():  # by the recipe or by the launcher
+    if on_cpu and arguments.mixed_precision == "bf16" and not cpu_has_bf16():  # by the recipe or by the launcher
         # Autocast would convert back and forth: 30 times slower than float32 on one CPU.
         note("bf16: this CPU has no bf16 instructions, so the run computes in float32")
         arguments.bf16 = False
@@ -188,5 +188,6 @@ def _runs_on_cpu(settings: Mapping[str, Any]) -> bool:
     return told or not (torch.accelerator.is_available() or is_torch_xla_available())
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether bf16 is quicker than float32 on this CPU; without instructions for it, it is many times slower."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -16,11 +16,15 @@ from typing import Any
 
 import torch
 
+from decoding import NextTokenDecoder
 from decoding.forward.loading import load_tokenizer, load_weights, weights_of
-from decoding.inputs.checks import check_count, check_range
+from decoding.inputs.checks import check_choice, check_count, check_range
+from finetune.arguments import cpu_has_bf16
 from finetune.continued import keep_settings, kept_settings, locked, whole_records
 from finetune.interrupts import full_disk_named
 from finetune.prompts import Prompt, answered, read_prompts
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,22 @@ class Distillation:
     temperature: float = 1.0
     batch_size: int = 32
     seed: int = 0
+    dtype: str | None = None
 
     def __post_init__(self):
+        check_choice("dtype", self.dtype, (None, *DTYPES))
         for name in ("samples", "prompt_tokens", "max_new_tokens", "batch_size"):
             check_count(name, getattr(self, name))
         check_range("temperature", self.temperature, 0)
         if self.prompts is None and self.temperature == 0:
             raise ValueError("temperature 0 without prompts gives the same text each time; name a file of prompts")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What the texts are computed in; they depend on it."""
+        if self.dtype is None:
+            return DTYPES["bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"]
+        return DTYPES[self.dtype]
 
 
 # From prompts (lists of token ids) and a seed to their continuations (lists of token ids, the stop token included).
@@ -121,8 +134,8 @@ def _named_failures(output: str) -> Iterator[None]:
 def _identity(settings: Distillation) -> dict[str, Any]:
     """What decides the texts, wherever the files lie; neither their number nor how many are made at once."""
     folder = Path(settings.model)
-    model = str(folder.resolve()) if folder.is_dir() else settings.model
-    identity = {"model": model, "prompts": settings.prompts}
+    model = str(folder.resolve()) if folder.exists() else settings.model
+    identity = {"model": model, "prompts": settings.prompts, "dtype": str(settings.torch_dtype).removeprefix("torch.")}
     for name in ("max_new_tokens", "temperature", "seed"):
         identity[name] = getattr(settings, name)
     if settings.prompts is not None:
@@ -177,7 +190,7 @@ def make_generator(settings: Distillation) -> Generator:
 def _vllm(settings: Distillation) -> Generator:
     from vllm import LLM, SamplingParams
 
-    engine = LLM(model=weights_of(settings.model))
+    engine = LLM(model=weights_of(settings.model), dtype=str(settings.torch_dtype).removeprefix("torch."))
 
     def generate(prompts: list[list[int]], seed: int) -> list[list[int]]:
         distributions = [
@@ -192,7 +205,7 @@ def _vllm(settings: Distillation) -> Generator:
 
 def _transformers(settings: Distillation) -> Generator:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_weights(settings.model, dtype="auto" if device == "cuda" else torch.float32).to(device)
+    model = load_weights(settings.model, dtype=settings.torch_dtype).to(device)
     config = model.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     stops = {token for token in (*ends, config.bos_token_id) if token is not None}  # BOS: the next text begins
@@ -212,6 +225,7 @@ def _transformers(settings: Distillation) -> Generator:
             eos_token_id=sorted(stops),
             stop_strings=None,  # those of a generation config are for users; texts end where the model ends them
             pad_token_id=pad,
+            custom_generate=NextTokenDecoder(),  # on a CPU several times as fast as stock generate at such batches
             **distribution,
         )
         return [until_stop(row[width:].tolist(), stops) for row in out]

@@ -186,7 +186,9 @@ def _fingerprints(recipe: Recipe) -> dict[str, dict]:
             found[source.path] = fingerprint(path)
     for folder in (recipe.model, recipe.tokenizer):
         path = Path(folder or "").expanduser()
-        if folder is not None and path.is_dir():
+        if folder is not None and path.is_file():
+            found[folder] = fingerprint(path)
+        elif folder is not None and path.is_dir():
             files = sorted({file for pattern in MODEL_FILES for file in path.glob(pattern) if file.is_file()})
             found |= {str(Path(folder) / file.name): fingerprint(file) for file in files}
     return found

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from decoding import Objective
 from decoding.forward.adapter import LINEAR_LAYERS, GatedAdapter, holds_adapter, located_base
+from decoding.forward.loading import load_weights
 from decoding.inputs.checks import check_choice, check_count, check_range
 
 
@@ -97,7 +98,7 @@ def merge_adapter(folder: str | Path, output: str | Path, dtype: torch.dtype = t
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"{str(folder)!r} holds no LoRA adapter: adapter_config.json is missing")
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+    model = load_weights(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     if (Path(folder) / "generation_config.json").is_file():
         merged.generation_config = type(merged.generation_config).from_pretrained(folder)

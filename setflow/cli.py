@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 import setflow
-from setflow.commands import bench, chat, corpus, eval, finetune, generate
+from setflow.commands import bench, chat, corpus, eval, fetch, finetune, generate
 from setflow.commands.settings import typed
 from setflow.text import visible
 
@@ -28,6 +28,8 @@ app.command("chat")(chat.chat)
 app.add_typer(bench.app, name="bench")
 app.add_typer(eval.app, name="eval")
 app.command("corpus")(corpus.corpus)
+app.command("fetch")(fetch.fetch)
+app.command("prompts")(fetch.prompts)
 app.add_typer(finetune.app, name="finetune")
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from decoding.inputs.source import check_source
 from decoding.inputs.spec import names_code
+from setflow.adapters import AUTO, add_adapter, check_adapter
 
 if TYPE_CHECKING:  # a name can be checked without them
     import torch
@@ -30,21 +31,26 @@ def find_source(name: str | None) -> str:
 
 
 def load_model(
-    source: str | None = None, dtype: "torch.dtype | None" = None, **settings: Any
+    source: str | None = None, dtype: "torch.dtype | None" = None, adapter: str = AUTO, **settings: Any
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model and the tokenizer called ``source``: a packaged one, a folder, or a name on the hub.
 
     Packaged are "embedded", which None stands for, and "embedded-gated": the embedded model as it was before set-block
     training, with a gated adapter. All else, and the settings, are as in :func:`decoding.load_model`.
-    dtype: by default that of the files, for the packaged models float32. Raises ValueError if there is no such model.
+    dtype: by default that of the files, for the packaged models float32. adapter: a folder with a gated adapter, the name of
+    one in the box, "none", or "auto": the one in the box that was made for these weights, if there is one; text stays the
+    model's own. Raises ValueError if there is no such model or adapter, or if they do not fit.
     """
+    check_adapter(adapter)
     found = find_source(source)
 
     from decoding import load_model
 
     if dtype is None:
         dtype = "auto" if found == source else "float32"
-    return load_model(found, dtype=dtype, **settings)
+    model, tokenizer = load_model(found, dtype=dtype, **settings)
+    add_adapter(model, adapter)
+    return model, tokenizer
 
 
 def default_spec(model: "PreTrainedModel", trusted: bool = False) -> str:

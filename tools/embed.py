@@ -1,7 +1,8 @@
 """Ship the embedded model: copy what its last stage saved into the package, and write its card from the runs' files.
 
 ``python -m tools.embed build``, the last step of ``make embedded``; ``python -m tools.embed gated build`` ships the
-next-token model of its first stage with a row-gated adapter.
+next-token model of its first stage with a row-gated adapter, and ``python -m tools.embed smollm2 build`` the adapter for
+SmolLM2-135M-Instruct, the last step of ``make smollm2``.
 """
 
 import json
@@ -11,7 +12,11 @@ from pathlib import Path
 
 from decoding.forward.adapter import WEIGHTS_FILE, holds_adapter, read_settings
 from decoding.inputs.source import ADAPTER_FILE
+from finetune.recipe_file import RECIPES
+from setflow.adapters import PACKAGED
 from setflow.loading import EMBEDDED, EMBEDDED_GATED
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 STAGES = {
     "embedded-ntp": "1, next-token",
@@ -119,8 +124,76 @@ def ship_gated(build: Path) -> None:
     (EMBEDDED_GATED / ADAPTER_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
+MADE = """
+## How it was made
+
+`make smollm2`, which can be stopped and goes on where it was:
+
+    {commands}
+
+The texts are the model's own answers to prompts of four domains, sampled at temperature 0.7. Held out are the topics of
+the chat, the test set of GSM8K, HumanEval, and the last stories; nothing of them was trained on.
+
+## Domain by domain
+
+`{command}`
+
+| held-out prompts | decoder | prompts | tokens per forward | accepted drafts of a forward |
+|---|---|---|---|---|
+{rows}
+
+Greedy, batch {batch_size}, {dtype}, {device}.
+"""
+SMOLLM2_BYTES = 6_000_000  # most that the adapter may take of the package
+
+
+def ship_smollm2(build: Path, results: Path = RESULTS / "quality-smollm2.json") -> None:
+    """Put the adapter of ``build/smollm2-gated`` into the package, its card with what ``bench quality`` has found."""
+    adapter, target = build / "smollm2-gated", PACKAGED["smollm2"]
+    if not holds_adapter(adapter):
+        raise ValueError(f"{adapter} holds no gated adapter; run the recipe smollm2-gated first")
+    if not results.is_file():
+        raise ValueError(f"{results} does not exist; run make smollm2, which measures the adapter on held-out prompts")
+    files = [path for path in sorted(adapter.iterdir()) if path.name.startswith(("gated_adapter.", "draft_selector."))]
+    size = sum(path.stat().st_size for path in files)
+    if size > SMOLLM2_BYTES:
+        raise ValueError(
+            f"the adapter in {adapter} takes {size:,} bytes, and the package has room for {SMOLLM2_BYTES:,}"
+        )
+    target.mkdir(exist_ok=True)
+    for path in [*files, adapter / "training.json"]:
+        shutil.copy(path, target / path.name)
+    settings = read_settings(adapter) | {"base_model": "build/smollm2-135m"}  # where setflow fetch puts it
+    (target / ADAPTER_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+    found = json.loads(results.read_text())
+    made = MADE.format(
+        commands="\n    ".join(smollm2_commands()),
+        command=found["command"],
+        rows="\n".join(map(_domain, found["rows"])),
+        batch_size=found["settings"]["batch_size"],
+        dtype=found["conditions"]["dtype"],
+        device=found["conditions"]["device"],
+    )
+    (target / "README.md").write_text((adapter / "README.md").read_text() + made)
+
+
+def smollm2_commands() -> list[str]:
+    """The commands in the head of the recipe."""
+    lines = (RECIPES / "smollm2-gated.yaml").read_text().splitlines()
+    return [line.removeprefix("#   ") for line in lines if line.startswith("#   ")]
+
+
+def _domain(row: dict) -> str:
+    lengths = row.get("acceptance_histogram", [])
+    mean = sum(length * count for length, count in enumerate(lengths)) / max(1, sum(lengths))
+    accepted = f"{mean:.2f}" if lengths else "-"
+    return f"| {row['prompts']} | `{row['decoder']}` | {row['count']} | {row['tokens_per_forward']:.2f} | {accepted} |"
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["gated"]:
+    if sys.argv[1:2] == ["smollm2"]:
+        ship_smollm2(Path(sys.argv[2] if len(sys.argv) > 2 else "build"))
+    elif sys.argv[1:2] == ["gated"]:
         ship_gated(Path(sys.argv[2] if len(sys.argv) > 2 else "build"))
     else:
         ship(Path(sys.argv[1] if len(sys.argv) > 1 else "build"))

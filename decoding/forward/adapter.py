@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import GenerationConfig, PreTrainedModel
 
+from decoding.forward.base_check import same_weights, sample_weights
 from decoding.forward.beside import SavedBeside
 from decoding.forward.gating import block_rows
 from decoding.inputs.checks import check_count, check_range
@@ -66,6 +67,7 @@ class GatedAdapter(nn.Module, SavedBeside):
         super().__init__()
         self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
         self.mask_token_id: int | None = None
+        self.base_sample = sample_weights(model)  # by which the base model is known again
         self.replaced: dict[str, Any] = {}  # what the model's generation config said before
         embeddings = next(model.get_input_embeddings().parameters())
         self.mask_embedding = nn.Parameter(embeddings.detach().mean(0).float())
@@ -108,6 +110,8 @@ class GatedAdapter(nn.Module, SavedBeside):
 
     def _files(self, model: PreTrainedModel, weights: dict[str, Tensor], base: str) -> dict[str, bytes]:
         settings = {"base_model": base, "rank": self.rank, "alpha": self.alpha, "targets": self.targets}
+        if self.base_sample is not None:
+            settings["base_sample"] = self.base_sample
         settings["generation"] = {name: getattr(model.generation_config, name, None) for name in REMEMBERED}
         return {
             WEIGHTS_FILE: save({name: weight.contiguous() for name, weight in weights.items()}),
@@ -119,7 +123,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> GatedAdapter:
     """Attach the adapter in ``folder`` to ``model``, which decodes blocks from then on; next-token text is unchanged.
 
     Of what the file says about generation only the fields in ``REMEMBERED`` are taken, and ``remove_adapter`` undoes them.
-    Raises ValueError if there is none, if it is damaged or if it was made for a model of another shape.
+    Raises ValueError if there is none, if it is damaged or if it was made for another model.
     """
     settings = read_settings(folder)
     adapter = GatedAdapter(model, settings["rank"], settings["alpha"], settings["targets"])
@@ -131,6 +135,10 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> GatedAdapter:
     if expected != {name: tuple(weight.shape) for name, weight in weights.items()}:
         raise ValueError(
             f"the adapter in {str(folder)!r} does not fit this model: it was made for {settings['base_model']!r}"
+        )
+    if not fits_base(settings, model):
+        raise ValueError(
+            f"the adapter in {str(folder)!r} was made for {settings['base_model']!r}, and this model's weights are others"
         )
     taken = {name: settings["generation"].get(name) for name in REMEMBERED}
     check_count(f"mask_token_id in {ADAPTER_FILE}", taken["mask_token_id"], 0, model.config.vocab_size - 1)
@@ -145,6 +153,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> GatedAdapter:
             setattr(own, name, value)
     own._from_model_config = False  # else transformers drops these fields when it saves and loads
     return adapter
+
+
+def fits_base(settings: dict[str, Any], model: PreTrainedModel) -> bool:
+    """Whether an adapter of these ``settings`` can have been made for ``model``; True if one of them does not say."""
+    wanted, found = settings.get("base_sample"), sample_weights(model)
+    return wanted is None or found is None or same_weights(wanted, found)
 
 
 def load_low_rank(model: PreTrainedModel, folder: str | Path) -> None:
@@ -163,7 +177,7 @@ def load_low_rank(model: PreTrainedModel, folder: str | Path) -> None:
 def located_base(model: PreTrainedModel) -> str:
     """Where ``model`` was loaded from, in a form that holds in other working directories: a whole path, or a hub name."""
     name = model.name_or_path or ""
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 def base_of(folder: str | Path) -> str:
@@ -212,6 +226,9 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"{ADAPTER_FILE} in {str(folder)!r} has no {name}, or one that cannot be")
     if not all(isinstance(target, str) for target in settings["targets"]):
         raise ValueError(f"targets in {ADAPTER_FILE} must be names of layers, got {settings['targets']!r}")
+    sample = settings.get("base_sample", [])
+    if not isinstance(sample, list) or not all(isinstance(value, float | int) for value in sample):
+        raise ValueError(f"base_sample in {ADAPTER_FILE} must be a list of numbers, got {sample!r}")
     check_count(f"rank in {ADAPTER_FILE}", settings["rank"])
     check_range(f"alpha in {ADAPTER_FILE}", settings["alpha"], 0, include_low=False, include_high=False)
     return settings

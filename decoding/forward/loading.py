@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
 from decoding.inputs.generation_config import check_generation_config, check_generation_file
-from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_layers, check_source, located
+from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_layers, check_source, is_gguf, located
 
 # Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
 # Imported when there are such files, because methods stand on this package.
@@ -39,7 +39,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
 def load_model(
     source: str, *, tokenizer: str | None = None, trust_remote_code: bool = False, **settings: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in folder ``source`` or by that name on the hub, with all that belongs to it, and its tokenizer.
+    """The model ``source``, a folder, a GGUF file or a name on the hub, with all that belongs to it, and its tokenizer.
 
     A folder may hold a whole model; an adapter, gated or peft's, that names its base model; and files of ``EXTRAS``.
     tokenizer: where that is, by default with the model. trust_remote_code: whether code that lies with the model may run;
@@ -55,6 +55,8 @@ def load_tokenizer(source: str, trust_remote_code: bool = False, field: str = "m
     """The tokenizer alone. field: what the user calls ``source``, for messages."""
     check_source(source, named=f"{field} {source!r}")
     with one_sentence(f"{field} {source!r}"):
+        if is_gguf(source):
+            return _of_gguf("tokenizer", source)
         return AutoTokenizer.from_pretrained(located(source), trust_remote_code=trust_remote_code)
 
 
@@ -62,7 +64,10 @@ def load_config(source: str, trust_remote_code: bool = False) -> PretrainedConfi
     """The configuration alone, that of the base model where ``source`` is an adapter."""
     check_source(source)
     with one_sentence(f"model {source!r}"):
-        return AutoConfig.from_pretrained(base_model_of(source), trust_remote_code=trust_remote_code)
+        base = base_model_of(source)
+        if is_gguf(base):
+            return _of_gguf("config", base)
+        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
 
 
 def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) -> PreTrainedModel:
@@ -70,6 +75,11 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
     check_source(source)
     settings = {"dtype": "auto", "trust_remote_code": trust_remote_code} | settings
     with one_sentence(f"model {source!r}"):
+        if is_gguf(base := base_model_of(source)):
+            del settings["trust_remote_code"]  # there is no code in such a file
+            model = _of_gguf("model", base, **settings)
+            attach_extras(model, source)
+            return model.eval()
         loaded: Any = AutoModelForCausalLM.from_pretrained(weights_of(source), output_loading_info=True, **settings)
         model, info = loaded
         vars(model).pop("generate", None)  # one of the folder's own would stand in the way of every decoder
@@ -91,6 +101,11 @@ def _not_loaded(model: PreTrainedModel, absent: set[str]) -> list[str]:
         places.setdefault(id(weight), set()).add(name)
     tied = set().union(*(names for names in places.values() if names - absent))
     return sorted(absent - tied)
+
+
+def _of_gguf(what: str, source: str, **settings: Any) -> Any:
+    """The "config", "tokenizer" or "model" in the file ``source``; what reads it needs newer libraries than all else."""
+    return getattr(import_module("decoding.forward.gguf"), f"gguf_{what}")(located(source), **settings)
 
 
 def weights_of(source: str) -> str:
@@ -115,18 +130,25 @@ def attach_extras(model: PreTrainedModel, source: str) -> None:
     Raises ValueError for a generation config that makes no sense.
     """
     for place in dict.fromkeys((weights_of(source), located(source))):
-        for files, attach in EXTRAS.items():
-            found = [path for file in files if (path := _beside(place, file)) is not None]
-            if len(found) == len(files):
-                module, _, function = attach.partition(":")
-                getattr(import_module(module), function)(model, found[0].parent)
+        attach_from(model, place)
     check_generation_file(_beside(weights_of(source), "generation_config.json"))
     check_generation_config(model.generation_config)
+
+
+def attach_from(model: PreTrainedModel, place: str) -> None:
+    """Put on ``model`` what lies in the folder or hub repository ``place`` beside weights, and nothing from elsewhere."""
+    for files, attach in EXTRAS.items():
+        found = [path for file in files if (path := _beside(place, file)) is not None]
+        if len(found) == len(files):
+            module, _, function = attach.partition(":")
+            getattr(import_module(module), function)(model, found[0].parent)
 
 
 def _beside(source: str, file: str) -> Path | None:
     """``file`` of a folder, or of a model on the hub, if it is there."""
     folder = Path(located(source))
+    if folder.is_file():
+        return None
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
     try:

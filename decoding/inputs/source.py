@@ -1,10 +1,12 @@
-"""Where a model is, a folder or a name on the hub, and what lies there; known without torch, before anything is loaded."""
+"""Where a model is, a folder, a GGUF file or a name on the hub; known without torch, before anything is loaded."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 ADAPTER_FILE = "gated_adapter.json"
 LOW_RANK_FILE = "adapter_config.json"  # of peft
+GGUF_NEEDS = ("gguf", "accelerate")  # modules of the extra "gguf"
 MODEL_FILES = ("config.json", LOW_RANK_FILE, ADAPTER_FILE)
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # what configurations call their number
 MOST_LAYERS = 10_000  # many more than any model has; libraries make a list of as many as a file says
@@ -19,7 +21,14 @@ def check_source(source: str, *, named: str | None = None, made_in: str | None =
     """
     named, path = named or f"model {source!r}", Path(source).expanduser()
     if path.is_file():
-        raise ValueError(f"{named} is a file; give the folder that holds it, the one with config.json")
+        if not is_gguf(source):
+            raise ValueError(
+                f"{named} is a file; give the folder that holds it, the one with config.json, or a .gguf file"
+            )
+        missing = [module for module in GGUF_NEEDS if importlib.util.find_spec(module) is None]
+        if missing:
+            raise ValueError(f"{named} needs {' and '.join(missing)} to be read: pip install 'setflow[gguf]'")
+        return
     if source and path.is_dir():
         if not any((path / name).is_file() for name in (*MODEL_FILES, "tokenizer_config.json")):
             raise ValueError(f"{named} has no config.json, so there is no model in it")
@@ -49,4 +58,10 @@ def check_layers(folder: Path, named: str) -> None:
 def located(source: str) -> str:
     """``source`` with a home directory put in, as libraries want it: they know no "~"."""
     path = Path(source).expanduser()
-    return str(path) if path.is_dir() else source
+    return str(path) if path.exists() else source
+
+
+def is_gguf(source: str) -> bool:
+    """Whether ``source`` is a model in one file of llama.cpp's."""
+    path = Path(source).expanduser()
+    return path.suffix.lower() == ".gguf" and path.is_file()

@@ -1,7 +1,7 @@
-"""Held-out prompts of the embedded model's two domains."""
+"""Held-out prompts: of the embedded model's two domains, or those of a file."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,20 +58,45 @@ def held_out_python(tokenizer, count: int, prompt_tokens: int = 48, max_new_toke
     return PromptSet("python", long_enough[::step][:count], max_new_tokens)
 
 
-def texts_of_a_file(tokenizer, path: Path, count: int, prompt_tokens: int = 16, max_new_tokens: int = 96) -> PromptSet:
-    """The first tokens of the ``text`` fields of a JSONL file; ValueError for a line without one, or if all are short."""
-    texts = []
+def prompts_of_a_file(
+    tokenizer, path: Path, count: int, chat: bool = False, prompt_tokens: int = 16, max_new_tokens: int = 96
+) -> PromptSet:
+    """Of each record of a JSONL file the ``messages``, to be answered, or the first tokens of its ``text``, to go on.
+
+    chat: a ``text`` is a turn of the user, to be answered. Raises ValueError for a line with neither, if the tokenizer has no
+    chat template for what is to be answered, and if all texts are short.
+    """
+    ids = []
     for number, record in read_jsonl("prompts", path):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(
-                f"prompts: line {number} of {str(path)!r} must be a JSON object with a text in the field 'text'"
-            )
-        texts.append(record["text"])
-    encoded = [tokenizer(text)["input_ids"] for text in texts]
-    ids = [ids[:prompt_tokens] for ids in encoded if len(ids) > prompt_tokens][:count]
+        if len(ids) == count:
+            break
+        place = f"prompts: line {number} of {str(path)!r}"
+        fields = record if isinstance(record, dict) else {}
+        messages, text = fields.get("messages"), fields.get("text")
+        if isinstance(text, str) and chat:
+            messages = [{"role": "user", "content": text}]
+        if messages is not None:
+            ids.append(_turns(tokenizer, messages, place))
+        elif isinstance(text, str):
+            begun = tokenizer(text)["input_ids"]
+            ids += [begun[:prompt_tokens]] if len(begun) > prompt_tokens else []
+        else:
+            raise ValueError(f"{place} must be a JSON object with a text in the field 'text', or turns in 'messages'")
     if not ids:
         raise ValueError(f"prompts: no text in {str(path)!r} has more than {prompt_tokens} tokens, so none can go on")
     return PromptSet(path.stem, ids, max_new_tokens)
+
+
+def _turns(tokenizer, messages, place: str) -> list[int]:
+    """Tokens of a conversation up to the next answer; raises ValueError where it cannot be shown."""
+    if tokenizer.chat_template is None:
+        raise ValueError(f"{place} is to be answered, and the tokenizer has no chat template")
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    except Exception as error:  # a template is a program
+        raise ValueError(
+            f"{place} has 'messages' that the chat template cannot show: {' '.join(str(error).split())}"
+        ) from error
 
 
 PROMPT_SETS = {"additions": worked_additions, "python": held_out_python}
@@ -83,9 +108,14 @@ def check_prompts(name: str) -> None:
         raise ValueError(f"prompts must be {', '.join(PROMPT_SETS)} or a JSONL file that exists, got {name!r}")
 
 
-def prompt_set(name: str, tokenizer, count: int) -> PromptSet:
-    """The set called ``name``, or the texts of the JSONL file ``name``; ValueError if it is neither."""
+def prompt_set(name: str, tokenizer, count: int, chat: bool = False, max_new_tokens: int | None = None) -> PromptSet:
+    """The set called ``name``, or what is in the JSONL file ``name``; ValueError if it is neither.
+
+    chat: as in :func:`prompts_of_a_file`. max_new_tokens: other than the set's own.
+    """
     check_prompts(name)
     if name in PROMPT_SETS:
-        return PROMPT_SETS[name](tokenizer, count)
-    return texts_of_a_file(tokenizer, Path(name), count)
+        chosen = PROMPT_SETS[name](tokenizer, count)
+    else:
+        chosen = prompts_of_a_file(tokenizer, Path(name), count, chat)
+    return chosen if max_new_tokens is None else replace(chosen, max_new_tokens=max_new_tokens)

@@ -1,21 +1,16 @@
 """``setflow bench``: what a decoder is worth on your machine, printed as a table and written as one JSON file."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from decoding.inputs.checks import check_choice
 from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
-from setflow.commands.settings import DTYPES, check_device, parse_dtype, typed_command
+from setflow.adapters import AUTO
+from setflow.commands.bench_inputs import check_bench, open_bench, results_in
+from setflow.commands.settings import Adapter, parse_dtype
 from setflow.loading import find_source
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from eval.bench.prompts import PromptSet
-    from eval.bench.results import Results
 
 app = typer.Typer(
     help="Measure decoders on held-out prompts: quality, speed, losslessness, memory.",
@@ -23,13 +18,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-PROMPTS_HELP = "additions, python, or a JSONL file with 'text' fields; the first two by default."
+PROMPTS_HELP = "additions, python, or a JSONL file with 'text' or 'messages' fields; the first two by default."
 
 Model = Annotated[str | None, typer.Option("--model", help="Folder or hub name; the embedded model by default.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")]
 Device = Annotated[str, typer.Option("--device", help="Where to run: cpu or cuda.")]
 Decoders = Annotated[list[str] | None, typer.Option("--decoder", help="A decoder spec; may be given several times.")]
 Prompts = Annotated[list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP)]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="A 'text' of a file of prompts is a turn of the user, to be answered.")
+]
+NewTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", min=1, help="New tokens of a prompt; 96 of those of a file by default."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the JSON file.")]
 Name = Annotated[str, typer.Option("--name", help="Name of the file, without its ending.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another command has written there.")]
@@ -51,8 +53,11 @@ LOSSLESS_SPECS = tuple(f"sbd-lossless:look_ahead={s}" for s in ("alternate", 0, 
 @app.command()
 def quality(
     model: Model = None,
+    adapter: Adapter = AUTO,
     decoder: Decoders = None,
     prompts: Prompts = None,
+    chat: Chat = False,
+    max_new_tokens: NewTokens = None,
     count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
@@ -64,7 +69,7 @@ def quality(
     overwrite: Overwrite = False,
 ) -> None:
     """Exact match and tokens per forward of each decoder: the speed-quality curve."""
-    check_bench(model, dtype, device, decoder, prompts)
+    check_bench(model, dtype, device, decoder, prompts, adapter)
     results = results_in(out, name, overwrite)
     import torch
 
@@ -72,7 +77,7 @@ def quality(
 
     settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
     with results:
-        loaded, tokenizer, prompt_sets = open_bench(model, dtype, device, prompts, count)
+        loaded, tokenizer, prompt_sets = open_bench(model, dtype, device, prompts, count, chat, max_new_tokens, adapter)
         results.describe(loaded, batch_size=batch_size, temperature=temperature, seed=seed)
         for prompt_set in prompt_sets:
             torch.manual_seed(seed)
@@ -86,8 +91,11 @@ def quality(
 @app.command()
 def speed(
     model: Model = None,
+    adapter: Adapter = AUTO,
     decoder: Decoders = None,
     prompts: Prompts = None,
+    chat: Chat = False,
+    max_new_tokens: NewTokens = None,
     count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Runs over all prompts; medians are reported.")] = 3,
     assistant: Annotated[
@@ -103,7 +111,7 @@ def speed(
     overwrite: Overwrite = False,
 ) -> None:
     """Tokens per second at batch 1, as a ratio to model.generate (KV cache, greedy) in the same run."""
-    check_bench(model, dtype, device, decoder, prompts)
+    check_bench(model, dtype, device, decoder, prompts, adapter)
     check_choice("row_costs", row_costs, ("recorded", "measured"))
     if assistant is not None:
         find_source(assistant)
@@ -115,7 +123,7 @@ def speed(
     from setflow.loading import load_model
 
     with results:
-        loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count)
+        loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count, chat, max_new_tokens, adapter)
         contenders = [Contender(loaded, "generate", "model.generate")]
         engine = Engine(loaded) if row_costs == "measured" else None
         contenders += [Contender(loaded, spec, engine=engine) for spec in decoder or SPEED_SPECS]
@@ -135,11 +143,18 @@ def speed(
 @app.command()
 def lossless(
     model: Model = None,
+    adapter: Adapter = AUTO,
     decoder: Decoders = None,
     prompts: Prompts = None,
+    chat: Chat = False,
+    max_new_tokens: NewTokens = None,
     count: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 150,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="May be given several times; 1 and 8 by default.")
+    ] = None,
+    finished: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep what is finished in this JSONL file, and go on from there."),
     ] = None,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
@@ -148,16 +163,20 @@ def lossless(
     overwrite: Overwrite = False,
 ) -> None:
     """Count the prompts on which self-speculation differs from model.generate(do_sample=False)."""
-    check_bench(model, dtype, device, decoder, prompts)
+    check_bench(model, dtype, device, decoder, prompts, adapter)
     results = results_in(out, name, overwrite)
-    from eval.bench.lossless import measure_losslessness
+    from eval.bench.lossless import count_batches, measure_losslessness
+    from eval.bench.results import progress
+    from eval.finished import Finished
 
+    kept, sizes, specs = Finished(finished), batch_size or [1, 8], decoder or LOSSLESS_SPECS
     with results:
-        loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count)
+        loaded, _, prompt_sets = open_bench(model, dtype, device, prompts, count, chat, max_new_tokens, adapter)
         results.describe(loaded)
         for prompt_set in prompt_sets:
-            for row in measure_losslessness(loaded, prompt_set, decoder or LOSSLESS_SPECS, batch_size or (1, 8)):
-                results.take(row)
+            with progress(count_batches(prompt_set, len(specs), sizes), "decoding") as advance:
+                for row in measure_losslessness(loaded, prompt_set, specs, sizes, kept, advance):
+                    results.take(row)
 
 
 @app.command()
@@ -244,45 +263,3 @@ def engine(
             results.take(row)
         for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copied, repeats):
             results.take(row)
-
-
-def results_in(folder: Path, name: str, overwrite: bool) -> "Results":
-    """Results of this command in ``folder``; raises ValueError if they may not be written there."""
-    from eval.bench.results import Results
-    from eval.files import in_folder
-
-    return Results(in_folder(folder, name, "json"), typed_command(), overwrite)
-
-
-def check_bench(
-    model: str | None, dtype: str, device: str, decoder: Sequence[str] | None, prompts: Sequence[str] | None
-) -> None:
-    """Raise ValueError for what is wrong with these options, as far as that shows before a model is loaded."""
-    from decoding.inputs.spec import check_spec
-    from eval.bench.prompts import check_prompts
-
-    find_source(model)
-    check_choice("dtype", dtype, DTYPES)
-    for spec in decoder or ():
-        check_spec(spec)
-    for name in prompts or ():
-        check_prompts(name)
-    check_device(device)
-    if device != "cpu":
-        from eval import devices
-
-        devices.check_device(device)
-
-
-def open_bench(
-    model: str | None, dtype: str, device: str, prompts: Sequence[str] | None, count: int
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[PromptSet]]":
-    """What a benchmark runs: a model, its tokenizer and its prompts."""
-    from eval.bench.prompts import PROMPT_SETS, prompt_set
-    from setflow.loading import load_model
-
-    loaded, tokenizer = load_model(model, parse_dtype(dtype))
-    sets = [prompt_set(name, tokenizer, count) for name in prompts or PROMPT_SETS]
-    for chosen in sets:
-        chosen.check(loaded)
-    return loaded.to(device), tokenizer, sets

@@ -5,8 +5,10 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from setflow.adapters import AUTO
 from setflow.commands.settings import (
     NO_TEXT,
+    Adapter,
     DecoderSpec,
     Dtype,
     MaxNewTokens,
@@ -36,6 +38,7 @@ HELP = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C stops an 
 def chat(
     model: Model = None,
     decoder: DecoderSpec = None,
+    adapter: Adapter = AUTO,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     seed: Seed = None,
@@ -50,7 +53,7 @@ def chat(
     """
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console, trust_remote_code)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter)
     if opened.tokenizer.chat_template is None:
         raise ValueError(f"model {opened.name!r} has no chat template; use setflow generate")
     session = Session(opened, settings, console, live=console.is_terminal and not no_live)

@@ -257,7 +257,7 @@ def _source(model: str | None, dtype: str | None) -> tuple[str, str]:
     if path.is_relative_to(Path.cwd()):  # what is written down should not name this machine's folders
         path = path.relative_to(Path.cwd())
     weights = parse_dtype(dtype) or ("auto" if found == model else "float32")
-    return str(path) if path.is_dir() else found, str(weights).removeprefix("torch.")
+    return str(path) if path.exists() else found, str(weights).removeprefix("torch.")
 
 
 def _name(model: str | None) -> str:

@@ -128,6 +128,9 @@ def distill_data(
     ] = 1.0,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Texts that are sampled at once.")] = 32,
     seed: Annotated[int, typer.Option(metavar="S")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="bf16|fp32", help="By default bf16 where the machine is quicker at it.")
+    ] = None,
 ) -> None:
     """Write a model's own texts as training data, so that its next-token mode does not move while it learns to draft.
 
@@ -144,7 +147,7 @@ def distill_data(
     from finetune.distill import Distillation, distill
 
     settings = Distillation(
-        model, output, prompts, samples, prompt_tokens, max_new_tokens, temperature, batch_size, seed
+        model, output, prompts, samples, prompt_tokens, max_new_tokens, temperature, batch_size, seed, dtype
     )
     transformers.logging.disable_progress_bar()
     columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from setflow.adapters import AUTO
 from setflow.commands.settings import (
+    Adapter,
     DecoderSpec,
     Dtype,
     MaxNewTokens,
@@ -42,6 +44,15 @@ def generate(
     prompt: Prompt,
     model: Model = None,
     decoder: DecoderSpec = None,
+    adapter: Adapter = AUTO,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Put the prompt through the model's chat template, or continue it as it stands; by default the first for "
+            "models that were tuned to answer.",
+        ),
+    ] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     seed: Seed = None,
@@ -61,14 +72,18 @@ def generate(
     prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console, trust_remote_code)
-    ids = opened.encode(prompt)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter)
+    if chat and opened.tokenizer.chat_template is None:
+        raise ValueError(f"model {opened.name!r} has no chat template; leave --chat out")
+    asked = opened.is_chat_model if chat is None else chat
+    ids = opened.encode_chat([{"role": "user", "content": prompt}]) if asked else opened.encode(prompt)
+    shown = "" if asked else prompt  # of an answer the question is no part
     watched = console.is_terminal and not as_json
-    result = _watch(opened, prompt, ids, settings, console, live=watched and not no_live, quiet=as_json)
+    result = _watch(opened, shown, ids, settings, console, live=watched and not no_live, quiet=as_json)
     if watched:
-        show_text(result.coloured(opened.tokenizer, prompt), console)
+        show_text(result.coloured(opened.tokenizer, shown), console)
     elif not as_json:
-        show_text(prompt + result.text, console)
+        show_text(shown + result.text, console)
 
     # The first run was slowed by the terminal and by first calls, so a comparison runs it anew.
     runs = {opened.spec: result}
@@ -76,9 +91,13 @@ def generate(
         runs = _measure(opened, ids, settings)
         result = runs[opened.spec]
     if as_json:
-        report = _report(opened, prompt, ids, settings, result, runs if compare else None)
+        report = _report(opened, prompt, ids, settings, result, runs if compare else None) | {"chat": asked}
         print(json.dumps(report, ensure_ascii=console.is_terminal))  # a terminal obeys some characters
     else:
+        if asked:
+            note("the prompt went through the model's chat template; --no-chat continues it as it stands")
+        if opened.adapter is not None:
+            note(f"drafts by the adapter {opened.adapter!r}, which leaves the model's text as it is")
         note(_table(runs) if compare else _line(opened.spec, result))
         if compare and opened.spec != "ntp":
             note(_difference(opened, result, runs["ntp"], settings))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from decoding.inputs.spec import check_spec
+from setflow.adapters import AUTO, NONE, add_adapter, check_adapter
 from setflow.loading import default_spec, find_source, load_model
 from setflow.text import visible
 
@@ -62,6 +63,15 @@ Dtype = Annotated[
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Agree to run code that lies with the model; nothing else is consent."),
+]
+Adapter = Annotated[
+    str,
+    typer.Option(
+        "--adapter",
+        metavar="NAME|FOLDER",
+        help="A gated adapter to draft with: a folder, smollm2, none, or auto: the one in the box that was made for the "
+        "model's weights.",
+    ),
 ]
 NoLive = Annotated[bool, typer.Option("--no-live", help="Print text when it is finished, not as it is decided.")]
 
@@ -118,13 +128,17 @@ def make_settings(max_new_tokens: int | None, temperature: float, seed: int | No
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that is ready to run: its name, the model, its tokenizer, and the decoder with the spec it came from."""
+    """A model that is ready to run: its name, the model, its tokenizer, and the decoder with the spec it came from.
+
+    adapter: the one in the box that was put on the model, if any.
+    """
 
     name: str
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     decoder: "Decoder"
     spec: str
+    adapter: str | None = None
 
     def encode(self, prompt: str) -> list[int]:
         """Tokens of a text; raises ValueError where the tokenizer is at fault."""
@@ -132,6 +146,26 @@ class Opened:
 
         with one_sentence(f"the tokenizer of {self.name!r}", "used"):
             return self.tokenizer(prompt)["input_ids"]
+
+    @property
+    def is_chat_model(self) -> bool:
+        """Whether the model answers turns that its chat template marks: it then ends an answer as the template does.
+
+        A template alone does not say so, since tokenizers of base models have one, too.
+        """
+        template = self.tokenizer.chat_template
+        if template is None:
+            return False
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+        try:
+            asked = self.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+            answered = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            behind = self.tokenizer(answered.rpartition("Yes")[2], add_special_tokens=False)["input_ids"]
+        except Exception:  # what is wrong with template or tokenizer is said where the prompt is encoded
+            return False
+        marked = asked.removeprefix(self.tokenizer.bos_token or "").strip() != "Hi"
+        ends = self.model.generation_config.eos_token_id
+        return marked and not {*(ends if isinstance(ends, list) else [ends])}.isdisjoint(behind)
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Tokens of a conversation up to the next answer; raises ValueError where the chat template is at fault."""
@@ -162,9 +196,12 @@ def check_names(model: str | None, spec: str | None, dtype: str | None) -> None:
         check_spec(spec)
 
 
-def open_model(model: str | None, spec: str | None, dtype: str | None, console: Console, trust: bool) -> Opened:
+def open_model(
+    model: str | None, spec: str | None, dtype: str | None, console: Console, trust: bool, adapter: str = AUTO
+) -> Opened:
     """Load what the options name, on the GPU if there is one, and say so on ``console`` if somebody watches."""
     check_names(model, spec, dtype)
+    check_adapter(adapter)
     with console.status("loading the model") if console.is_terminal else nullcontext():
         import torch
         import transformers
@@ -175,10 +212,11 @@ def open_model(model: str | None, spec: str | None, dtype: str | None, console: 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         decoder = None if spec is None else decoder_from_spec(spec)  # before the model, which may take long
-        loaded, tokenizer = load_model(model, parse_dtype(dtype), trust_remote_code=trust)
+        loaded, tokenizer = load_model(model, parse_dtype(dtype), NONE, trust_remote_code=trust)
+        added = add_adapter(loaded, adapter)
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         spec = spec or default_spec(loaded, trust)
-        return Opened(model or "embedded", loaded, tokenizer, decoder or decoder_from_spec(spec), spec)
+        return Opened(model or "embedded", loaded, tokenizer, decoder or decoder_from_spec(spec), spec, added)
 
 
 def screen() -> Console:

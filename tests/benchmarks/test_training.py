@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.command import main
-from benchmarks.training import ablation
+from benchmarks.training import ablation, shapes
 from benchmarks.training.ablation import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
 from benchmarks.training.step_cost import contenders, measure_steps, share_of_peak, step_cost
 from decoding.forward.adapter import gated_adapter
@@ -118,3 +118,24 @@ def test_the_command_of_the_table(started, tmp_path, data, capfd):
     file = json.loads((out / "training-options.json").read_text())
     assert len(file["rows"]) == len(VARIANTS) and file["settings"]["steps"] == 7 and "unfinished" not in file
     assert (out / "training-options.md").read_text().count("\n| ") == 1 + len(VARIANTS)
+
+
+def test_recipes_run_on_a_shape_in_measured_memory(tmp_path, monkeypatch, capsys):
+    """On a small shape and in this process, where libraries take more memory than the model, so no amount is asked for."""
+
+    def here(command: str, *arguments: str) -> dict:
+        return {"train": shapes.train, "decode": shapes.decode}[command](*arguments)
+
+    monkeypatch.setattr(shapes, "in_process", here)
+    assert {"llama3.1-8b-full", "dfm-qwen3-8b", "rpt-llama3.1-8b", "qwen3-8b-gated"} <= {*shapes.eight_billion()}
+    arguments = ["--shape", "embedded", "--recipe", "qwen3-8b-gated", "--length", "32"]
+    places = ["--out", str(tmp_path), "--folder", str(tmp_path / "models")]
+    assert shapes.main(shapes.shapes, "training.shapes", [*arguments, *places]) == 0
+    rows = json.loads((tmp_path / "shapes-8b.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["training"] + ["decoding"] * 5 and len(rows[0]["losses"]) == 2
+    assert all(row["new_tokens"] == 32 for row in rows[1:]) and rows[0]["estimated_bytes"] > 0
+    assert not list((tmp_path / "models").glob("*-gated")), "what was trained is removed"
+    free = "MemAvailable: 1 kB\n"
+    monkeypatch.setattr(shapes, "open", lambda *_: free.splitlines(), raising=False)
+    (row,) = shapes.measure("qwen3-8b-gated", 32, "adafactor", "embedded", tmp_path / "models")
+    assert row["skipped"] == "only 0 GB of memory are free"

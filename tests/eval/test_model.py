@@ -318,3 +318,18 @@ print(found.__module__, found.__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["eval.model", "SetflowLM"], done.stderr
+
+
+def test_a_gguf_file_is_evaluated_as_the_model_that_is_in_it(fresh_model, tmp_path, prompts):
+    pytest.importorskip("gguf", reason="GGUF files need the package gguf: pip install 'setflow[gguf]'")
+    from eval.additions import additions
+    from setflow.corpus import train_tokenizer
+    from tests.gguf_files import write_gguf
+
+    tokenizer = train_tokenizer(problem.prompt for problem, _ in zip(additions(0, False), range(20), strict=False))
+    model = fresh_model("llama-tied", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1)
+    file = write_gguf(tmp_path / "model.gguf", model, tokenizer)
+    ours = SetflowLM(pretrained=file, decoder="prompt-lookup", dtype="float32", device="cpu")
+    stock = HFLM(pretrained=model, tokenizer=ours.tokenizer, device="cpu", batch_size=1)
+    expected = stock.generate_until(requests(), disable_tqdm=True)
+    assert ours.generate_until(requests(), disable_tqdm=True) == expected

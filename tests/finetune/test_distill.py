@@ -20,7 +20,7 @@ def test_whole_texts_are_sampled_from_bos_on(settings):
 
 def test_samples_follow_the_models_own_distribution(folder, fresh_model, settings):
     """The first token of many samples against the softmax of the model, temperature included."""
-    generator = make_generator(settings(temperature=0.7, max_new_tokens=1))
+    generator = make_generator(settings(temperature=0.7, max_new_tokens=1, dtype="fp32"))
     ids = torch.tensor([row[0] for row in generator([[BOS, 5]] * 4000, 1)])
     model = fresh_model("llama", eos_token_id=EOS, initializer_range=0.05)
     distribution = (model(torch.tensor([[BOS, 5]])).logits[0, -1] / 0.7).softmax(-1)
@@ -30,7 +30,7 @@ def test_samples_follow_the_models_own_distribution(folder, fresh_model, setting
 
 def test_greedy_completions_are_those_of_generate_for_prompts_of_any_length(folder, fresh_model, settings, tokenizer):
     prompts = ["the cat", "a", "end of it all"]
-    generator = make_generator(settings({"prompt": "x"}, temperature=0))
+    generator = make_generator(settings({"prompt": "x"}, temperature=0, dtype="fp32"))
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     model = fresh_model("llama", eos_token_id=EOS, initializer_range=0.05)
     for prompt, ids in zip(encoded, generator(encoded, 0), strict=True):
@@ -111,3 +111,13 @@ def test_padding_is_no_part_of_a_text(settings):
     for ids in generator([[BOS]] * 40, 3):
         assert not {EOS, BOS} & set(ids[:-1])
     assert PAD != EOS
+
+
+def test_texts_are_computed_in_what_the_machine_is_quick_at(cpu, settings):
+    assert settings().torch_dtype == (torch.bfloat16 if cpu.has_bf16 or torch.cuda.is_available() else torch.float32)
+    assert settings(dtype="fp32").torch_dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype must be one of None, 'bf16', 'fp32', got 'fp16'"):
+        settings(dtype="fp16")
+    distill(settings(dtype="fp32"), saying(5))
+    with pytest.raises(ValueError, match="dtype was 'float32' and is 'bfloat16'"):
+        distill(settings(dtype="bf16"), saying(5))

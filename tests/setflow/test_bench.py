@@ -103,3 +103,51 @@ def test_what_engine_cannot_measure_is_named(setflow, tmp_path, arguments, said)
     code, out, err = setflow("bench", "engine", "--out", str(tmp_path), *arguments)
     assert code == 2 and said in err and out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_lossless_goes_on_where_it_was_stopped(bench, tmp_path, monkeypatch):
+    """What is finished is not run again; other prompts, decoders and lengths are."""
+    runs, run = [], Contender.run
+
+    def counted(self, prompts, *arguments, **settings):
+        if len(runs) == 5:
+            raise KeyboardInterrupt
+        runs.append((self.name, len(prompts)))
+        return run(self, prompts, *arguments, **settings)
+
+    monkeypatch.setattr(Contender, "run", counted)
+    shown = ("--prompts", "{prompts}", "--decoder", LOSSLESS, "--batch-size", "1", "--batch-size", "2")
+    shown += ("--max-new-tokens", "9", "--finished", str(tmp_path / "done.jsonl"))
+    with pytest.raises(FileNotFoundError):  # a run without a row has written no results
+        bench("lossless", *shown, expected=130)
+    assert runs == [("generate", 1)] * 3 + [(LOSSLESS, 1)] * 2
+    runs.clear()
+    _, _, file = bench("lossless", *shown)
+    assert runs == [(LOSSLESS, 1), (LOSSLESS, 2)], "the third prompt by itself has been a batch before"
+    assert [(row["batch_size"], row["different"], row["new_tokens"]) for row in file["rows"]] == [(1, 0, 9), (2, 0, 9)]
+    runs.clear()
+    bench("lossless", *shown)
+    assert runs == []
+
+
+def test_prompts_may_be_turns_of_a_conversation(folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    from eval.bench.prompts import prompt_set
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "1 + 2"}]
+    path = tmp_path / "some.jsonl"
+    records = [{"messages": turns}, {"text": "1 + 2"}, {"text": "1 + 2 = 3 " * 9}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    plain = prompt_set(str(path), tokenizer, 9, max_new_tokens=7)
+    assert plain.ids == [asked, tokenizer("1 + 2 = 3 " * 9)["input_ids"][:16]] and plain.max_new_tokens == 7
+    chat = prompt_set(str(path), tokenizer, 2, chat=True)
+    assert chat.ids == [asked, asked] and chat.name == "some" and chat.max_new_tokens == 96
+    path.write_text('{"messages": "Hi"}\n')
+    with pytest.raises(ValueError, match="line 1 of .*some.jsonl' has 'messages' that the chat template cannot show"):
+        prompt_set(str(path), tokenizer, 1)
+    path.write_text('{"story": "Hi"}\n')
+    with pytest.raises(ValueError, match="line 1 .* a text in the field 'text', or turns in 'messages'"):
+        prompt_set(str(path), tokenizer, 1)
