@@ -25,9 +25,11 @@ class Sequence:
         as they are in ``generate``, and by nothing else.
     cached: how many of them have their keys and values in the cache; the rest is *pending* and rides in the next forward.
     limit: number of tokens at which the sequence ends.
+    waiting: it takes part in no forward until others have come as far; its keys and values stay in the cache.
     forwards: forward passes it took part in, without the prefill.
     decided_at: for every new token the forward (1, 2, ...) that decided it; committed_at: the one that made it final.
     logprobs: for every new token its next-token log-probability in nats, where the decoder has it anyway.
+    sampled_logprobs: the same under the distribution that it was drawn from, after all processors, where that is asked for.
     acceptance_lengths: for every verified draft the number of its tokens that were accepted.
     revisions: for every new token how often it was replaced before it became final, where the decoder replaces tokens.
     state: what the decoder keeps between forwards.
@@ -41,10 +43,12 @@ class Sequence:
     cached: int = 0
     forwards: int = 0
     finished: bool = False
+    waiting: bool = False
     prompt_length: int = field(init=False)
     decided_at: list[int] = field(default_factory=list)
     committed_at: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    sampled_logprobs: list[float] = field(default_factory=list)
     acceptance_lengths: list[int] = field(default_factory=list)
     revisions: list[int] = field(default_factory=list)
     state: Any = None
@@ -61,6 +65,16 @@ class Sequence:
         return self.tokens[self.prompt_length :]
 
     @property
+    def is_running(self) -> bool:
+        """Whether it takes part in the next forward."""
+        return not self.finished and not self.waiting
+
+    @property
+    def holds_place(self) -> bool:
+        """Whether its keys and values are still needed."""
+        return not self.finished or self.waiting
+
+    @property
     def room(self) -> int:
         """How many more tokens may be committed."""
         return self.limit - len(self.tokens)
@@ -68,7 +82,7 @@ class Sequence:
     def end_after(self, count: int) -> None:
         """End the sequence behind its first ``count`` new tokens."""
         self.forwards = self.committed_at[count - 1]
-        for column in (self.decided_at, self.committed_at, self.logprobs, self.revisions):
+        for column in (self.decided_at, self.committed_at, self.logprobs, self.sampled_logprobs, self.revisions):
             del column[count:]
         del self.tokens[self.prompt_length + count :]
         self.cached = min(self.cached, len(self.tokens))
@@ -96,11 +110,12 @@ class Stopping:
 
     @classmethod
     def from_generate(
-        cls, config: GenerationConfig, criteria: StoppingCriteriaList | None, device: torch.device
+        cls, config: GenerationConfig, criteria: StoppingCriteriaList | None, device: torch.device, particles: int = 1
     ) -> "Stopping":
         """What ``generate`` prepared. Its EOS and length criteria are counted here rather than asked.
 
-        A user's own criterion of either kind counts too, as it does in transformers.
+        A user's own criterion of either kind counts too, as it does in transformers. With several ``particles`` for each
+        prompt foreign criteria are asked as the others are: there is no one batch that goes on step by step.
         """
         given = [c.eos_token_id.flatten().tolist() for c in criteria or () if type(c) is EosTokenCriteria]
         eos = [] if config.eos_token_id is None else config.eos_token_id
@@ -108,7 +123,7 @@ class Stopping:
         own, foreign = [], []
         for criterion in criteria or ():
             is_limit = type(criterion) is MaxLengthCriteria and criterion.max_length == config.max_length
-            if not type(criterion).__module__.startswith("transformers."):
+            if particles == 1 and not type(criterion).__module__.startswith("transformers."):
                 foreign.append(criterion)
             elif not is_limit and type(criterion) is not EosTokenCriteria:
                 own.append(criterion)
@@ -138,10 +153,14 @@ class Stopping:
         return stops.tolist()
 
 
-class UndecidableToken(ValueError):
-    """A model gave no distribution to choose from. ``output`` is a DecodeOutput of all that was final before."""
+class RunError(ValueError):
+    """A run that cannot go on. ``output`` is a DecodeOutput of all that was final before."""
 
     output: Any = None
+
+
+class UndecidableToken(RunError):
+    """A model gave no distribution to choose from."""
 
     def __init__(self, index: int, position: int):
         super().__init__(
@@ -152,9 +171,12 @@ class UndecidableToken(ValueError):
 
 @dataclass
 class Batch:
-    """The unfinished sequences of a run and what holds for all of them.
+    """The sequences of a run and what holds for all of them.
 
-    ``config`` is the model's, where a method writes how the model was trained.
+    ``config`` is the model's, where a method writes how the model was trained. ``tokenizer`` is what ``generate`` was given.
+    ``particles``: sequences for each prompt, one prompt's after the other's.
+    ``wants_logprobs``, ``wants_sampled_logprobs``: fill these fields of the sequences. ``state`` is what the decoder keeps
+    of the whole batch, ``around`` what a decoder around that one keeps.
     """
 
     sequences: list[Sequence]
@@ -164,8 +186,12 @@ class Batch:
     wants_logprobs: bool = False
     config: PretrainedConfig | None = None
     pad_token_id: int = 0
+    particles: int = 1
     state: Any = None
     steps_judged: int = 0  # new tokens of each sequence that the foreign criteria were asked about
+    tokenizer: Any = None
+    wants_sampled_logprobs: bool = False
+    around: Any = None
 
     def masks(self, count: int) -> list[int]:
         """``count`` mask tokens; only for decoders that need one."""
@@ -181,7 +207,8 @@ class Batch:
 
     @property
     def unfinished(self) -> list[Sequence]:
-        return [sequence for sequence in self.sequences if not sequence.finished]
+        """The sequences of the next forward; those that wait are left out as well."""
+        return [sequence for sequence in self.sequences if sequence.is_running]
 
     def commit(
         self,
@@ -190,6 +217,7 @@ class Batch:
         decided_at: SequenceOf[int] | None = None,
         logprobs: SequenceOf[float] | None = None,
         revisions: SequenceOf[int] | None = None,
+        sampled_logprobs: SequenceOf[float] | None = None,
     ) -> None:
         """Make ``tokens`` final, cut at the first stop; the sequence is finished if there was one.
 
@@ -197,7 +225,8 @@ class Batch:
         """
         tokens = list(tokens[: sequence.room])
         self.check_decided(sequence, tokens)
-        stop = self.stopping.cut(sequence.padding + sequence.tokens, tokens, sequence.index, len(self.sequences))
+        place = sequence.index // self.particles, len(self.sequences) // self.particles
+        stop = self.stopping.cut(sequence.padding + sequence.tokens, tokens, *place)
         if stop is not None:
             tokens = tokens[:stop]
         count = len(tokens)
@@ -206,24 +235,39 @@ class Batch:
         sequence.decided_at.extend([sequence.forwards] * count if decided_at is None else decided_at[:count])
         if logprobs is not None:
             sequence.logprobs.extend(logprobs[:count])
+        if sampled_logprobs is not None:
+            sequence.sampled_logprobs.extend(sampled_logprobs[:count])
         if revisions is not None:
             sequence.revisions.extend(revisions[:count])
         sequence.finished = stop is not None or sequence.room == 0
 
-    def commit_together(self, sequences: list[Sequence], tokens: list[int], logprobs: list[list[float]] | None) -> None:
-        """Make one token of each of ``sequences`` final; criteria are asked about the whole batch, as in ``generate``."""
-        for sequence, token in zip(sequences, tokens, strict=True):
+    def commit_together(
+        self,
+        sequences: list[Sequence],
+        tokens: list[int],
+        logprobs: list[float] | None = None,
+        sampled_logprobs: list[float] | None = None,
+    ) -> None:
+        """Make one token of each of ``sequences`` final; all criteria are asked about the whole batch, as in ``generate``."""
+        for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
             self.check_decided(sequence, [token])
             sequence.tokens.append(token)
             sequence.committed_at.append(sequence.forwards)
             sequence.decided_at.append(sequence.forwards)
-        if logprobs is not None:
-            for sequence, logprob in zip(sequences, logprobs, strict=True):
-                sequence.logprobs.extend(logprob)
-        stops = self.stopping.ask(self.texts(self.stopping.device)) if self.stopping.criteria else None
+            if logprobs is not None:
+                sequence.logprobs.append(logprobs[i])
+            if sampled_logprobs is not None:
+                sequence.sampled_logprobs.append(sampled_logprobs[i])
+        stops = self._stops() if self.stopping.criteria else None
         for sequence, token in zip(sequences, tokens, strict=True):
             ended = token in self.stopping.eos_token_ids or bool(stops is not None and stops[sequence.index])
             sequence.finished = ended or sequence.room == 0
+
+    def _stops(self) -> list[bool]:
+        """Which sequences some criterion ends; asked about one particle of each prompt at a time."""
+        texts = self.texts(self.stopping.device)
+        asked = [self.stopping.ask(texts[i :: self.particles]) for i in range(self.particles)]
+        return [stops for of_prompt in zip(*asked, strict=True) for stops in of_prompt]
 
     def stop_together(self) -> None:
         """Ask the foreign criteria about every step that all sequences have reached, and end those that they end.
@@ -245,4 +289,4 @@ class Batch:
     def check_decided(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
         """Raise UndecidableToken if any of ``tokens`` is below 0."""
         if tokens and min(tokens) < 0:
-            raise UndecidableToken(sequence.index, len(sequence.tokens))
+            raise UndecidableToken(sequence.index // self.particles, len(sequence.tokens))

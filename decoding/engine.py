@@ -126,10 +126,13 @@ class Engine:
         sequences: SequenceOf[Sequence] = (),
         in_cache: SequenceOf[Sequence] = (),
     ) -> Step:
-        """One forward pass over a RowList for each of ``sequences``; those that ``in_cache`` holds besides run no rows."""
+        """One forward pass over a RowList for each of ``sequences``; those that ``in_cache`` holds besides run no rows.
+
+        ``sequences`` are those of ``in_cache`` that are running.
+        """
         if len(in_cache) == len(sequences):
             return Step(list(sequences), rows, self.forward(Rows.pack(rows, self.device), cache), self.head)
-        places = [place for place, sequence in enumerate(in_cache) if not sequence.finished]
+        places = [place for place, sequence in enumerate(in_cache) if sequence.is_running]
         every = [RowList() for _ in in_cache]
         for place, own in zip(places, rows, strict=True):
             every[place] = own

@@ -9,6 +9,7 @@ from decoding.decoder import Decoder
 from decoding.engine import Step
 from decoding.forward.rows import RowList
 from decoding.forward.transfer import to_device
+from decoding.sampling import of_tokens
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,10 @@ class NextTokenDecoder(Decoder):
 
     @property
     def gives_logprobs(self) -> bool:
+        return True
+
+    @property
+    def is_lossless(self) -> bool:
         return True
 
     def plan(self, batch: Batch) -> list[RowList]:
@@ -33,10 +38,11 @@ class NextTokenDecoder(Decoder):
         logprobs = raw.log_softmax(-1) if batch.wants_logprobs else None
         scores = self._process(batch, step, raw)
         chosen = batch.pipeline.sample(scores, [sequence.generator for sequence in sequences])
-        known = None if logprobs is None else logprobs.gather(-1, chosen[:, None].clamp_min(0)).tolist()
+        known = None if logprobs is None else of_tokens(logprobs, chosen).tolist()
+        sampled = of_tokens(scores.log_softmax(-1), chosen).tolist() if batch.wants_sampled_logprobs else None
         for sequence in sequences:
             sequence.cached = len(sequence.tokens)
-        batch.commit_together(sequences, chosen.tolist(), known)
+        batch.commit_together(sequences, chosen.tolist(), known, sampled)
 
     def _process(self, batch: Batch, step: Step, raw: Tensor) -> Tensor:
         """Processors that look at the text are asked once a step about the whole batch, so they may keep a state."""

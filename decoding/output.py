@@ -9,7 +9,7 @@ from transformers import Cache
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-from decoding.batch import Batch, Sequence
+from decoding.batch import Sequence
 
 
 class StreamWriter:
@@ -26,19 +26,16 @@ class StreamWriter:
         self.streamer = streamer
         self.written = 0
 
-    def write(self, batch: Batch, preview: Callable[[Batch], list[int] | None]) -> None:
-        """Put what was committed since the last call, and the decoder's ``preview`` of what is undecided."""
+    def write(self, tokens: list[int], draft: Callable[[], list[int] | None] | None = None) -> None:
+        """Put what of the final ``tokens`` was not put before, and then the ``draft`` of what is undecided, if there is one."""
         if self.streamer is None:
             return
-        sequence = batch.sequences[0]
-        new_tokens = sequence.new_tokens[self.written :]
+        new_tokens = tokens[self.written :]
         if new_tokens:
             self.streamer.put(torch.tensor(new_tokens))
             self.written += len(new_tokens)
-        if hasattr(self.streamer, "put_draft") and not sequence.finished:
-            draft = preview(batch)
-            if draft:
-                self.streamer.put_draft(torch.tensor(draft))
+        if draft is not None and hasattr(self.streamer, "put_draft") and (undecided := draft()):
+            self.streamer.put_draft(torch.tensor(undecided))
 
     def end(self) -> None:
         if self.streamer is not None:

@@ -114,11 +114,16 @@ def check_block_size(block_size: int | None, config: PretrainedConfig) -> None:
 
 
 def make_sequences(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, limit: int, ahead: int = 0
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    limit: int,
+    ahead: int = 0,
+    particles: int = 1,
 ) -> list[Sequence]:
     """One Sequence for each row of ``input_ids`` [B, P], padding removed; ``limit`` counts the padding, as HF does.
 
-    ``ahead``: how many positions behind the text the decoder's rows may stand.
+    ``ahead``: how many positions behind the text the decoder's rows may stand. ``particles``: rows for each prompt.
     """
     context = context_length(model.config)
     seed = int(torch.randint(2**62, ()))  # follows torch.manual_seed
@@ -126,12 +131,13 @@ def make_sequences(
     for index, row in enumerate(input_ids):
         real = torch.ones_like(row, dtype=torch.bool) if attention_mask is None else attention_mask[index].bool()
         tokens, padding = row[real].tolist(), row[~real].tolist()
+        prompt = f"prompt {index // particles}"
         if not tokens:
-            raise ValueError(f"prompt {index} is empty: give at least one token, for instance the BOS token")
+            raise ValueError(f"{prompt} is empty: give at least one token, for instance the BOS token")
         if context is not None and len(tokens) >= context:
             raise ValueError(
-                f"prompt {index} has {len(tokens)} tokens, but the model's context (max_position_embeddings) is {context}; "
-                f"it must be shorter"
+                f"{prompt} has {len(tokens)} tokens, but the model's context (max_position_embeddings) is {context}; it must "
+                f"be shorter"
             )
         longest = max(longest, limit - len(padding))
         check_reach(model, limit - len(padding) - 1 + ahead)

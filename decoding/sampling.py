@@ -62,6 +62,8 @@ class LogitsPipeline:
 
     ``forbidden`` is the mask token's id: it is never emitted, whatever its logit. ``batch_size`` is that of the user's
     batch, finished sequences included. ``copies``: by place in ``processors``, those that follow drafts with their state.
+    ``particles``: sequences for each prompt, one prompt's after the other's. Processors that look at the text see one of
+    each prompt at a time, since they may hold values for each prompt.
     """
 
     processors: LogitsProcessorList
@@ -69,6 +71,7 @@ class LogitsPipeline:
     forbidden: int | None = None
     batch_size: int = 1
     copies: dict[int, ProcessorCopies] = field(default_factory=dict)
+    particles: int = 1
 
     def __post_init__(self) -> None:
         for processor in self.processors:
@@ -151,7 +154,12 @@ class LogitsPipeline:
         """Processed logits [B, V] of all sequences' next tokens, given their texts ``ids`` [B, L], as ``generate`` does."""
         self._forbid(logits)
         for processor in self.processors:
-            logits = processor(ids, logits)
+            if self.particles == 1 or isinstance(processor, CONTEXT_FREE):
+                logits = processor(ids, logits)
+            else:
+                ones = [slice(i, None, self.particles) for i in range(self.particles)]
+                each = torch.stack([processor(ids[one], logits[one]) for one in ones], dim=1)
+                logits = each.flatten(0, 1)
         return logits
 
     @property
@@ -192,7 +200,7 @@ class LogitsPipeline:
         return logits
 
     def _one_row(self, place: int, logits: Tensor, index: int, left: list[int]) -> Tensor:
-        ids = to_device(left, logits.device)
+        ids, index = to_device(left, logits.device), index // self.particles
         if place in self.copies:
             return self.copies[place](index, ids, logits, self.batch_size)
         alone = for_one_place(self.processors[place], index, self.batch_size)
@@ -209,6 +217,11 @@ def likeliest(scores: Tensor) -> Tensor:
     """Tokens [...] of the largest of ``scores`` [..., V]; -1 where that is nan or infinite, so that nothing is chosen."""
     value, token = scores.max(-1)
     return token.masked_fill_((value - value).isnan(), -1)  # as isfinite would, in half as many operations
+
+
+def of_tokens(values: Tensor, tokens: Tensor) -> Tensor:
+    """Of ``values`` [..., V] those of ``tokens`` [...]; any where a token is below 0."""
+    return values.gather(-1, tokens[..., None].clamp_min(0)).squeeze(-1)
 
 
 def _named(processor: LogitsProcessor) -> str:

@@ -110,6 +110,14 @@ class FlowDecoder(Decoder):
         return self.block_size is not None
 
     @property
+    def can_fork(self) -> bool:
+        return self.block_size is not None
+
+    def may_fork(self, sequence: Sequence) -> bool:
+        """Between blocks: within one, texts take their steps together."""
+        return sequence.state is None
+
+    @property
     def _kind(self) -> type[Sampler]:
         """What is known of the sampler before it is made."""
         if self.sampler == "rule":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from decoding.batch import Batch
+from decoding.batch import Batch, Sequence
 from decoding.decoder import Decoder
 from decoding.engine import Engine, Step
 from decoding.forward.rows import RowList
@@ -89,6 +89,9 @@ class ResampleDecoder(Decoder):
         )
         for sequence in batch.sequences:
             sequence.state = Coroutine(Resampler(batch, sequence, procedure))
+
+    def fork(self, batch: Batch, sequence: Sequence, source: Sequence, engine: Engine) -> None:
+        sequence.state = Coroutine(source.state.resampler.copied(sequence))
 
     def plan(self, batch: Batch) -> list[RowList]:
         return [sequence.state.request.rows for sequence in batch.unfinished]

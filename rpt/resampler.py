@@ -74,6 +74,14 @@ class Resampler:
     def tentative(self) -> list[int]:
         return self.text[len(self.sequence.tokens) :]
 
+    def copied(self, sequence: Sequence) -> "Resampler":
+        """One for ``sequence``, a copy of this one's: it goes on from here, as this one does after it has committed."""
+        other = Resampler(self.batch, sequence, self.procedure)
+        other.text, other.cached = list(self.text), self.cached
+        for name in ("hidden", "logits", "drawn_at", "logprobs", "changes"):
+            setattr(other, name, dict(getattr(self, name)))
+        return other
+
     def run(self) -> Generator[RowsRequest | LogitsRequest, Any, None]:
         """Decode the sequence to its end."""
         width = self.procedure.window if self.procedure.half_steps else 1

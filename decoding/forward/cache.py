@@ -60,6 +60,12 @@ class SlotLayer(CacheLayerMixin):
             self.keys = self.keys.index_select(0, to_device(sequences, self.keys.device))
             self.values = self.values.index_select(0, to_device(sequences, self.values.device))
 
+    def copy(self, targets: Tensor, sources: Tensor, slots: slice) -> None:
+        if self.is_initialized:
+            targets, sources = to_device(targets, self.keys.device), to_device(sources, self.keys.device)
+            self.keys[targets, :, slots] = self.keys[sources, :, slots]
+            self.values[targets, :, slots] = self.values[sources, :, slots]
+
     def get_seq_length(self) -> int:
         return max(self.owner.lengths, default=0)
 
@@ -110,6 +116,16 @@ class SlotCache(Cache):
         for layer in self.layers:
             assert isinstance(layer, SlotLayer)
             layer.select(beam_idx)
+
+    def copy_sequences(self, copies: dict[int, int], shared: int = 0) -> None:
+        """Let each sequence b become that of ``copies[b]``, in place; they have the first ``shared`` slots in common."""
+        targets, sources = torch.tensor([*copies]), torch.tensor([*copies.values()])
+        tokens = [list(self.tokens[i]) for i in copies.values()]
+        for target, held in zip(copies, tokens, strict=True):
+            self.tokens[target] = held
+        for layer in self.layers:
+            assert isinstance(layer, SlotLayer)
+            layer.copy(targets, sources, slice(shared, self.num_slots))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.reorder_cache(indices)

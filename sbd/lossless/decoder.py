@@ -24,11 +24,12 @@ from decoding.forward.model import warn_quantised_activations
 from decoding.forward.rows import RowList
 from decoding.forward.transfer import to_device
 from decoding.inputs.checks import check_choice, check_count, check_named, warn_untrained_size
-from decoding.sampling import LogitsPipeline, UniformStream, inverse_cdf, likeliest
+from decoding.sampling import LogitsPipeline, UniformStream, inverse_cdf, likeliest, of_tokens
 from decoding.verification import verify_greedy, verify_sampled
 from sbd.lossless.auto_planner import AutoPlanner
 from sbd.lossless.drafts import Draft, DraftSource, MaskDrafts, draft_sources
 from sbd.lossless.planner import Planner
+from sbd.lossless.rectangles import draft_distributions, rectangle
 from sbd.lossless.state import SpeculativeState
 
 DRAFTS = ("mask", "prompt_lookup", "both")
@@ -85,6 +86,10 @@ class SelfSpeculativeDecoder(Decoder):
     def gives_logprobs(self) -> bool:
         return True
 
+    @property
+    def is_lossless(self) -> bool:
+        return True
+
     def check(self, model: Any, pipeline: LogitsPipeline) -> None:
         pipeline.follow_drafts(type(self).__name__, model.config.get_text_config().vocab_size)
         if self.most_rows > MOST_ROWS:
@@ -102,10 +107,17 @@ class SelfSpeculativeDecoder(Decoder):
             batch.state = AutoPlanner(self.block_size, self.needs_mask_token, engine, len(batch.sequences), shared)
         else:
             batch.state = Planner(self.block_size, self.look_ahead, self.needs_mask_token, shared)
-        vocab_size = engine.model.config.vocab_size
         for sequence in batch.sequences:
-            sources = [make() for make in draft_sources(self.draft)]
-            sequence.state = SpeculativeState(sources, UniformStream(sequence.generator), vocab_size)
+            self._start(sequence, engine)
+
+    def fork(self, batch: Batch, sequence: Sequence, source: Sequence, engine: Engine) -> None:
+        """Without the draft that ``source`` holds: copies that verified the same tokens would stay alike."""
+        self._start(sequence, engine)
+
+    def _start(self, sequence: Sequence, engine: Engine) -> None:
+        sources = [make() for make in draft_sources(self.draft)]
+        uniforms = UniformStream(sequence.generator)
+        sequence.state = SpeculativeState(sources, uniforms, engine.model.config.vocab_size)
 
     def plan(self, batch: Batch) -> list[RowList]:
         lists = []
@@ -129,20 +141,22 @@ class SelfSpeculativeDecoder(Decoder):
     def absorb(self, batch: Batch, step: Step) -> None:
         """Everything is decided on the device and copied to the host once."""
         sequences, states = step.sequences, [sequence.state for sequence in step.sequences]
-        accepted, token, logprobs = self._verify(batch, step)
+        accepted, token, known = self._verify(batch, step)
         decided = [accepted[:, None], token[:, None]]
         hidden = None
         if any(state.blocks for state in states):
             hidden, drafts, confidences = self._draft(batch, step, accepted)
             decided += [drafts, confidences]
-        if logprobs is not None:
-            decided.append(logprobs)
-        table = torch.cat(decided, dim=1).tolist()  # in float32, which holds the ids of tokens below 2**24
+        # In float32, which holds the ids of tokens below 2**24.
+        table = torch.cat([*decided, *known.values()], dim=1).tolist()
 
         count = 0 if hidden is None else self.block_size - 1
+        width = max(len(state.checked) for state in states)
         for i, (sequence, state, row) in enumerate(zip(sequences, states, table, strict=True)):
             length, drafts, confidences = int(row[0]), row[2 : 2 + count], row[2 + count : 2 + 2 * count]
-            self._commit(batch, sequence, length, int(row[1]), row[2 + 2 * count :] if batch.wants_logprobs else None)
+            rest = row[2 + 2 * count :]
+            logprobs = {name: rest[j * width : (j + 1) * width] for j, name in enumerate(known)}
+            self._commit(batch, sequence, length, int(row[1]), logprobs)
             held = Draft()
             if length in state.blocks and not sequence.finished:
                 state.uniforms.advance(count if batch.pipeline.do_sample else 0)
@@ -174,34 +188,37 @@ class SelfSpeculativeDecoder(Decoder):
                 best = found
         return best or Draft()
 
-    def _verify(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
-        """How many drafts of each sequence pass [B], the token that follows them [B], and log-probabilities [B, M + 1]."""
+    def _verify(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """How many drafts of each sequence pass [B], the token that follows them [B], and log-probabilities [B, M + 1].
+
+        The log-probabilities are those that the batch wants, by the names that they have in a sequence.
+        """
         states = [sequence.state for sequence in step.sequences]
-        scores, drawn_from, log_p = self._scores(batch, step)
+        scores, drawn_from, wanted = self._scores(batch, step)
         counts = [len(state.draft.tokens) for state in states]
         most = max(counts)
         padded = [s.draft.tokens + [0] * (most - n) for s, n in zip(states, counts, strict=True)]
         drafts = to_device(padded, scores.device, torch.long).view(len(states), most)
         lengths = None if min(counts) == most else to_device(counts, scores.device)
         if batch.pipeline.do_sample:
-            q = None if drawn_from is None else _draft_distributions(states, drawn_from.softmax(-1), drafts)
+            q = None if drawn_from is None else draft_distributions(states, drawn_from.softmax(-1), drafts)
             numbers = [state.uniforms.peek(n + 1).tolist() for state, n in zip(states, counts, strict=True)]
             uniform = torch.tensor(
                 [u[:-1] + [0.0] * (most + 1 - len(u)) + u[-1:] for u in numbers], dtype=torch.float64
             )
-            p = _rectangle(scores.softmax(-1), counts)
+            p = rectangle(scores.softmax(-1), counts)
             accepted, token = verify_sampled(p, drafts, lengths, q, to_device(uniform, scores.device))
             for state, n in zip(states, counts, strict=True):
                 state.uniforms.advance(n + 1)
         else:
-            accepted, token = verify_greedy(_rectangle(likeliest(scores), counts), drafts, lengths)
-        if log_p is None:
-            return accepted, token, None
+            accepted, token = verify_greedy(rectangle(likeliest(scores), counts), drafts, lengths)
+        if not wanted:
+            return accepted, token, {}
         followed = torch.cat([drafts, token[:, None]], dim=1)
         emitted = followed.where(torch.arange(most + 1, device=token.device) < accepted[:, None], token[:, None])
-        return accepted, token, _rectangle(log_p, counts).gather(-1, emitted[..., None].clamp_min(0))[..., 0]
+        return accepted, token, {n: of_tokens(rectangle(log_p, counts), emitted) for n, log_p in wanted.items()}
 
-    def _scores(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _scores(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Processed logits [N, V] of the rows that verify; those [M, V] that drafts were drawn from; log-probabilities [N, V].
 
         What drafts were drawn from matters where text is sampled. Only its hidden states were kept, so the head runs on
@@ -213,7 +230,7 @@ class SelfSpeculativeDecoder(Decoder):
         hidden += [sequence.state.draft.hidden for sequence in sequences if sequence.state.draft.hidden is not None]
         raw = step.head(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
         count = len(rows)
-        log_p = raw[:count].log_softmax(-1) if batch.wants_logprobs else None
+        wanted = {"logprobs": raw[:count].log_softmax(-1)} if batch.wants_logprobs else {}
 
         def left_of(row: int) -> tuple[int, list[int]]:
             sequence, j = rows[row]
@@ -224,7 +241,9 @@ class SelfSpeculativeDecoder(Decoder):
             drawn_from = pipeline.process(raw[count:])
         else:
             scores, drawn_from = pipeline.process(raw).tensor_split([count])
-        return scores, drawn_from if len(hidden) > 1 else None, log_p
+        if batch.wants_sampled_logprobs:
+            wanted["sampled_logprobs"] = scores.log_softmax(-1)
+        return scores, drawn_from if len(hidden) > 1 else None, wanted
 
     def _draft(self, batch: Batch, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the look-ahead blocks of the ``accepted`` lengths [B] drafted: states [B, k - 1, D], tokens, confidences.
@@ -253,38 +272,22 @@ class SelfSpeculativeDecoder(Decoder):
         return hidden.view(len(states), count, -1), tokens.view(-1, count), probabilities.amax(-1).view(-1, count)
 
     def _commit(
-        self, batch: Batch, sequence: Sequence, accepted: int, token: int, logprobs: list[float] | None
+        self, batch: Batch, sequence: Sequence, accepted: int, token: int, logprobs: dict[str, list[float]]
     ) -> None:
         """Make the accepted drafts and the token behind them final, and learn from them."""
         draft = sequence.state.draft
         emitted = [*draft.tokens[:accepted], token]
         sequence.cached = len(sequence.tokens) + accepted
         batch.pipeline.commit(sequence.index, len(emitted))
-        batch.commit(sequence, emitted, logprobs=logprobs and logprobs[: len(emitted)])
+        of_tokens = {name: values[: len(emitted)] for name, values in logprobs.items()}
+        batch.commit(
+            sequence,
+            emitted,
+            logprobs=of_tokens.get("logprobs"),
+            sampled_logprobs=of_tokens.get("sampled_logprobs"),
+        )
         sequence.cached = min(sequence.cached, len(sequence.tokens))
         if draft.tokens:
             if draft.source == MaskDrafts.name:  # what the text alone proposed is watched anyway
                 batch.state.record(sequence, draft, accepted)
             sequence.acceptance_lengths.append(accepted)
-
-
-def _draft_distributions(states: list[SpeculativeState], drawn_from: Tensor, drafts: Tensor) -> Tensor:
-    """q [B, M, V] of ``drafts`` [B, M]: the distributions ``drawn_from`` [N, V], all mass on the token for other sources."""
-    drawn = [i for i, state in enumerate(states) if state.draft.hidden is not None]
-    rectangle = _rectangle(drawn_from, [len(states[i].draft.tokens) - 1 for i in drawn])
-    if len(drawn) == len(states) and rectangle.shape[1] == drafts.shape[1]:
-        return rectangle
-    every = torch.zeros(*drafts.shape, drawn_from.shape[-1], dtype=drawn_from.dtype, device=drawn_from.device)
-    every.scatter_(2, drafts[..., None], 1)
-    every[to_device(drawn, drawn_from.device), : rectangle.shape[1]] = rectangle
-    return every
-
-
-def _rectangle(values: Tensor, counts: list[int]) -> Tensor:
-    """``values`` [N, ...], ``counts[b]`` + 1 of each sequence, as [B, M + 1, ...]; a sequence's last fills its row up."""
-    most = max(counts)
-    if min(counts) == most:
-        return values.view(len(counts), most + 1, *values.shape[1:])
-    starts = [sum(counts[:b]) + b for b in range(len(counts))]
-    index = [[start + min(j, n) for j in range(most + 1)] for start, n in zip(starts, counts, strict=True)]
-    return values[to_device(index, values.device)]
