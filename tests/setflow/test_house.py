@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = {"decoding": 1, "sbd": 2, "rpt": 2, "dfm": 2, "finetune": 3, "eval": 3, "setflow": 4}
+PRODUCT = {"decoding": 1, "sbd": 2, "rpt": 2, "dfm": 2, "steering": 2, "finetune": 3, "eval": 3, "setflow": 4}
 CHECKOUT = {"benchmarks": 5, "tools": 5}  # for those who make setflow; in no wheel
 FLOORS = PRODUCT | CHECKOUT
-METHODS = {"sbd", "rpt", "dfm"}
+METHODS = {"sbd", "rpt", "dfm", "steering"}
 # Two methods use the pure sampling rules of a third, which never imports them.
 NEIGHBOURS = {("sbd", "dfm"), ("rpt", "dfm")}
 # The first corridor of the engine is its main path; the wings are what it stands on, each on those before it.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("decoding", "sbd", "rpt", "dfm", "finetune", "eval", "setflow")
+PACKAGES = ("decoding", "sbd", "rpt", "dfm", "steering", "finetune", "eval", "setflow")
 # ``sbd.TopK`` or "sbd:TopK", but neither a path such as rules/sbd.py nor a file such as eval.json.
 DOTTED = re.compile(rf"(?<![\w./-])({'|'.join(PACKAGES)})((?:[.:][A-Za-z_]\w*)+)(?![\w/-])")
 FILES = {"py", "yaml", "json", "jsonl", "md", "svg", "txt"}

@@ -11,8 +11,9 @@ from decoding import NextTokenDecoder, decoder_from_spec
 from decoding.forward.mask_token import find_mask_token
 from decoding.inputs.checks import check_choice, check_count, check_range
 from decoding.inputs.signatures import signature_of
-from decoding.inputs.spec import DECODERS, REVISIONS, RULES, check_spec
-from sbd import ConfidenceFactor, ConfidenceThreshold, EntropyBound, SetBlockDecoder, TopK
+from decoding.inputs.spec import DECODERS, REVISIONS, RULES, check_spec, names_code
+from sbd import ConfidenceFactor, ConfidenceThreshold, EntropyBound, SelfSpeculativeDecoder, SetBlockDecoder, TopK
+from steering import SteeredDecoder
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,18 @@ from sbd import ConfidenceFactor, ConfidenceThreshold, EntropyBound, SetBlockDec
         ("sbd:anchor=true,entropy_from=raw", SetBlockDecoder(anchor=True, entropy_from="raw")),
         ("sbd:commit=prefix", SetBlockDecoder(commit="prefix")),
         ("sbd:mask_token_id=5", SetBlockDecoder(mask_token_id=5)),
+        ("power", SteeredDecoder(alpha=4)),
+        ("power:alpha=2,particles=3", SteeredDecoder(alpha=2, particles=3)),
+        (
+            "smc:alpha=2, particles=3,decoder=sbd-lossless:block_size=4,draft=both",
+            SteeredDecoder(SelfSpeculativeDecoder(4, draft="both"), alpha=2, particles=3),
+        ),
+        (
+            "smc:reward=benchmarks.steering.checkers:right_lines,decoder=sbd:entropy_bound=0.5,anchor=true",
+            SteeredDecoder(
+                SetBlockDecoder(rule=EntropyBound(0.5), anchor=True), "benchmarks.steering.checkers:right_lines"
+            ),
+        ),
     ],
 )
 def test_specs_name_fields_of_decoder_and_rule(spec, decoder):
@@ -61,6 +74,21 @@ IMPOSSIBLE = pytest.mark.parametrize(
         ("sbd:entropy_bound=nan", "entropy_bound.*got nan"),
         ("sbd:anchor=maybe", "anchor must be one of True, False, got 'maybe'"),
         ("sbd:commit=token", "commit must be one of 'block', 'prefix', got 'token'"),
+        ("ntp:decoder=sbd", "ntp goes around no other decoder, so it has no key 'decoder'"),
+        ("smc:alpha=2,decoder=sdb", "unknown decoder 'sdb', did you mean 'sbd'"),
+        ("smc:alpha=2,decoder=", "unknown decoder ''"),
+        ("smc:alpha=2,partcles=4", "unknown key 'partcles', did you mean 'particles'"),
+        (
+            "smc:alpha=2,decoder=sbd-lossless:particles=4",
+            "'particles' must stand before decoder=, since all that follows",
+        ),
+        (
+            "smc:alpha=2,decoder=sbd-lossless:blok_size=4",
+            "'sbd-lossless:blok_size=4': unknown key 'blok_size', did you",
+        ),
+        ("smc:alpha=2,decoder=sbd-lossless:block_size=1", "block_size must be a whole number of at least 2, got 1"),
+        ("smc:particles=0,alpha=2", "particles must be a whole number of at least 1, got 0"),
+        ("power:select=first", "select must be one of 'weight', 'best', got 'first'"),
         ("sbd:entropy_from=logits", "entropy_from must be one of 'sampled', 'raw', got 'logits'"),
     ],
 )
@@ -186,3 +214,9 @@ def test_mask_token_comes_from_the_call_then_the_generation_config_then_the_conf
     for value in (97, -1, "<mask>"):
         with pytest.raises(ValueError, match=f"mask_token_id must be a whole number from 0 to 96, got {value!r}"):
             find_mask_token(model, value)
+
+
+def test_a_decoder_within_another_may_name_code_as_well():
+    assert not names_code("smc:alpha=2,decoder=sbd-lossless:block_size=4,draft=both")
+    assert names_code("smc:reward=module:function,decoder=ntp") and names_code("smc:alpha=2,decoder=module:Class:a=1")
+    assert names_code("smc:alpha=2,decoder=sbd:rule=module:Class")

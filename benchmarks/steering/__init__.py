@@ -1,0 +1,1 @@
+"""What steering by a reward is worth, and what it costs."""
