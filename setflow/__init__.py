@@ -1,7 +1,7 @@
 """setflow: Llama- and Qwen-type language models that decode several tokens per forward pass, from one set of weights.
 
-The decoders live in the packages ``decoding``, ``sbd``, ``rpt`` and ``dfm``, and have their names here, too; this one
-holds the command line and a tiny model, so that everything can be tried on a machine without any other model.
+The decoders live in the packages ``decoding``, ``sbd``, ``rpt``, ``dfm`` and ``steering``, and have their names here, too;
+this one holds the command line and a tiny model, so that everything can be tried on a machine without any other model.
 """
 
 from importlib import import_module
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rpt import ResampleDecoder
     from sbd import SelfSpeculativeDecoder, SetBlockDecoder
     from setflow.loading import load_model
+    from steering import SteeredDecoder
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ResampleDecoder",
     "SelfSpeculativeDecoder",
     "SetBlockDecoder",
+    "SteeredDecoder",
     "decoder_from_spec",
     "install",
     "load_embedded",
@@ -39,6 +41,7 @@ _HOMES = {
     "ResampleDecoder": "rpt",
     "SelfSpeculativeDecoder": "sbd",
     "SetBlockDecoder": "sbd",
+    "SteeredDecoder": "steering",
     "decoder_from_spec": "decoding",
     "install": "decoding",
     "load_model": "setflow.loading",

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(command: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command that is started as ``program``: 0 when it ends, 2 for a user's mistake, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if os.getcwd() not in sys.path:  # where a user's module:Name is; last, so that it hides nothing
+        sys.path.append(os.getcwd())
     with warnings.catch_warnings(), typed(program, arguments):
         for category in (DeprecationWarning, FutureWarning):  # about code, not about what the user asked for
             warnings.simplefilter("ignore", category)

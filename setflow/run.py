@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # settings are checked without them
 
     from decoding import Decoder, SlotCache
     from setflow.live import LiveView
+    from steering import SteeredOutput
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -61,7 +62,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of it. trace: the forward that decided each token; None for the model's own ``generate``."""
+    """What came of it. trace: the forward that decided each token; None for the model's own ``generate``.
+
+    steered: all particles, where the decoder steers.
+    """
 
     tokens: list[int]
     text: str
@@ -69,6 +73,7 @@ class Run:
     prefill_forwards: int
     seconds: float
     trace: list[int] | None
+    steered: "SteeredOutput | None" = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -142,4 +147,5 @@ def run(
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     if decoder is None:
         return Run(tokens, text, len(tokens), 0, seconds, None)
-    return Run(tokens, text, int(output.forwards[0]), output.prefill_forwards, seconds, list(output.trace[0]))
+    steered = output if hasattr(output, "log_weights") else None
+    return Run(tokens, text, int(output.forwards[0]), output.prefill_forwards, seconds, list(output.trace[0]), steered)

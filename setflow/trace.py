@@ -33,6 +33,11 @@ SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
 """
 
 
+def picture_of(piece: str) -> str:
+    """The text of a token as it stands in a picture."""
+    return visible(piece).translate(BREAKS)
+
+
 def trace_lines(pieces: Sequence[str], trace: Sequence[int], width: int) -> Iterator[Text]:
     """Lines of the picture, at most ``width`` characters wide.
 
@@ -40,7 +45,7 @@ def trace_lines(pieces: Sequence[str], trace: Sequence[int], width: int) -> Iter
     parts, one below the other; each has the forwards that decided something in it.
     """
     gutter = len(str(max(trace, default=0))) + 2
-    for part in _parts([visible(piece).translate(BREAKS) for piece in pieces], width - gutter):
+    for part in parts(map(picture_of, pieces), width - gutter):
         for forward in sorted({trace[i] for i, _ in part}):
             line = Text(f"{forward:>{gutter - 2}}  ", style="dim")
             for i, piece in part:
@@ -53,7 +58,7 @@ def trace_lines(pieces: Sequence[str], trace: Sequence[int], width: int) -> Iter
         yield Text()
 
 
-def _parts(pieces: Iterable[str], width: int) -> Iterator[list[tuple[int, str]]]:
+def parts(pieces: Iterable[str], width: int) -> Iterator[list[tuple[int, str]]]:
     """Runs of (number, piece), none longer than ``width``; a piece that alone is longer is cut."""
     part, room = [], width
     for i, piece in enumerate(pieces):

@@ -227,6 +227,7 @@ def trace(
     out: Annotated[Path | None, typer.Option(help="Also write an SVG picture.", metavar="FILE.svg")] = None,
 ) -> None:
     """Show how one answer came about: a line for each forward, colours for what each has decided."""
+    from setflow.lineage import lineage_lines
     from setflow.run import run
     from setflow.text import split_text
     from setflow.trace import trace_lines, trace_svg
@@ -241,6 +242,8 @@ def trace(
     result = run(opened.model, opened.tokenizer, ids, opened.decoder, settings)
     width = width or (console.width if console.is_terminal else TRACE_WIDTH)
     lines = list(trace_lines(split_text(opened.tokenizer, result.tokens), result.trace, width))
+    if result.steered is not None:
+        lines += lineage_lines(result.steered, opened.tokenizer, len(ids), width)
     for line in lines:
         console.print(line)
     note(f"{opened.spec}: {len(result.tokens)} tokens in {result.forwards} forwards")

@@ -18,7 +18,9 @@ from setflow.commands.settings import (
     Model,
     NoLive,
     Opened,
+    Particles,
     Prompt,
+    RewardName,
     Seed,
     Temperature,
     TrustRemoteCode,
@@ -29,6 +31,7 @@ from setflow.commands.settings import (
     screen,
     show_text,
 )
+from setflow.lineage import steering_line, steering_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +60,8 @@ def generate(
     temperature: Temperature = 0.0,
     seed: Seed = None,
     dtype: Dtype = None,
+    reward: RewardName = None,
+    particles: Particles = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run next-token decoding, and time all without the live view.")
     ] = False,
@@ -72,7 +77,7 @@ def generate(
     prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter, reward, particles)
     if chat and opened.tokenizer.chat_template is None:
         raise ValueError(f"model {opened.name!r} has no chat template; leave --chat out")
     asked = opened.is_chat_model if chat is None else chat
@@ -99,6 +104,8 @@ def generate(
         if opened.adapter is not None:
             note(f"drafts by the adapter {opened.adapter!r}, which leaves the model's text as it is")
         note(_table(runs) if compare else _line(opened.spec, result))
+        if result.steered is not None:
+            note(steering_line(result.steered))
         if compare and opened.spec != "ntp":
             note(_difference(opened, result, runs["ntp"], settings))
 
@@ -109,11 +116,18 @@ def _watch(
     """Run, with a ``live`` view or without. What is committed when Ctrl-C comes is shown and stays, unless ``quiet``."""
     from setflow.live import LiveView
     from setflow.run import run
+    from steering import RewardError
 
     view = LiveView(opened.tokenizer, prompt, opened.mask_token_id)
     try:
         with view.shown(console, opened.model) if live else nullcontext():
             return run(opened.model, opened.tokenizer, ids, opened.decoder, settings, view)
+    except RewardError as error:
+        if not quiet:
+            output = error.output
+            tokens = output.sequences[0, len(ids) :][: int(output.new_tokens[0])].tolist()
+            show_text(prompt + opened.tokenizer.decode(tokens, skip_special_tokens=True), console)
+        raise
     except KeyboardInterrupt:
         view.end()
         if view.tokens and not quiet:
@@ -198,6 +212,8 @@ def _report(
         "text": result.text,
         **result.figures(),
     }
+    if result.steered is not None:
+        report["steering"] = steering_report(result.steered, opened.tokenizer, len(ids))
     if runs is not None:
         stock = runs[STOCK]
         report["compare"] = {name: run.figures() for name, run in runs.items() if name != opened.spec or name == "ntp"}

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from decoding.inputs.spec import check_spec
+from decoding.inputs.spec import check_spec, is_around
 from setflow.adapters import AUTO, NONE, add_adapter, check_adapter
 from setflow.loading import default_spec, find_source, load_model
 from setflow.text import visible
@@ -43,6 +43,19 @@ DecoderSpec = Annotated[
         help="name:key=value,..., such as sbd:block_size=16,entropy_bound=0.1, sbd-lossless:block_size=8 or ntp. By "
         "default the one that the model's generation config names; else sbd if the model has a mask token, ntp if not.",
     ),
+]
+RewardName = Annotated[
+    str | None,
+    typer.Option(
+        "--reward",
+        metavar="MODULE:FUNCTION",
+        help="Steer by a function, or by a reward model PATH or a classifier PATH#LABEL: see steering/rewards.py. Needs a "
+        "temperature above 0.",
+    ),
+]
+Particles = Annotated[
+    int | None,
+    typer.Option("--particles", min=1, help="Texts that are steered by --reward; 8 by default.", metavar="N"),
 ]
 MaxNewTokens = Annotated[
     int | None,
@@ -196,11 +209,37 @@ def check_names(model: str | None, spec: str | None, dtype: str | None) -> None:
         check_spec(spec)
 
 
+def steered_spec(spec: str, reward: str | None, particles: int | None) -> str:
+    """The spec of a decoder that steers the one of ``spec``; ``spec`` itself without a reward.
+
+    >>> steered_spec("sbd:block_size=8", "checks:right", None)
+    'smc:reward=checks:right,decoder=sbd:block_size=8'
+    """
+    if reward is None:
+        if particles is not None:
+            raise ValueError(
+                "particles need a --reward, or a decoder that says what to steer by, such as power:alpha=4"
+            )
+        return spec
+    if is_around(spec):
+        raise ValueError(f"reward goes around a decoder, and {spec!r} is steered itself: write reward= into it")
+    count = "" if particles is None else f"particles={particles},"
+    return f"smc:{count}reward={reward},decoder={spec}"
+
+
 def open_model(
-    model: str | None, spec: str | None, dtype: str | None, console: Console, trust: bool, adapter: str = AUTO
+    model: str | None,
+    spec: str | None,
+    dtype: str | None,
+    console: Console,
+    trust: bool,
+    adapter: str = AUTO,
+    reward: str | None = None,
+    particles: int | None = None,
 ) -> Opened:
     """Load what the options name, on the GPU if there is one, and say so on ``console`` if somebody watches."""
-    check_names(model, spec, dtype)
+    check_names(model, spec and steered_spec(spec, reward, particles), dtype)
+    check_spec(steered_spec("ntp", reward, particles))
     check_adapter(adapter)
     with console.status("loading the model") if console.is_terminal else nullcontext():
         import torch
@@ -211,12 +250,13 @@ def open_model(
         # What matters of the log is said here in other words: a wrong setting raises, absent weights give a warning.
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        decoder = None if spec is None else decoder_from_spec(spec)  # before the model, which may take long
+        if spec is not None:
+            decoder_from_spec(steered_spec(spec, reward, particles))  # before the model, which may take long
         loaded, tokenizer = load_model(model, parse_dtype(dtype), NONE, trust_remote_code=trust)
         added = add_adapter(loaded, adapter)
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-        spec = spec or default_spec(loaded, trust)
-        return Opened(model or "embedded", loaded, tokenizer, decoder or decoder_from_spec(spec), spec, added)
+        spec = steered_spec(spec or default_spec(loaded, trust), reward, particles)
+        return Opened(model or "embedded", loaded, tokenizer, decoder_from_spec(spec), spec, added)
 
 
 def screen() -> Console:

@@ -45,9 +45,10 @@ def test_every_public_name_of_setflow_is_that_of_its_package():
     import dfm
     import rpt
     import sbd
+    import steering
     from setflow import loading
 
-    homes = (decoding, dfm, rpt, sbd, loading)
+    homes = (decoding, dfm, rpt, sbd, steering, loading)
     for name in set(setflow.__all__) - {"load_embedded"}:
         assert getattr(setflow, name) in [getattr(home, name, None) for home in homes] and name in dir(setflow)
     assert not hasattr(setflow, "load_nothing")
