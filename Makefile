@@ -86,6 +86,14 @@ bench: $(VENV)/.dev  ## The measurements of the models in the box, written into 
 	$(BIN)/python -m benchmarks.training.shapes $(WRITE)
 	$(BIN)/python -m benchmarks.flow.blocks $(WRITE) --count 50 --batch-size 25
 	$(BIN)/python -m benchmarks.training.step_cost $(WRITE) --batch-size 2
+	$(BIN)/python -m benchmarks.steering.exact $(WRITE)
+	$(BIN)/python -m benchmarks.steering.additions $(WRITE) --count 8
+	$(BIN)/python -m benchmarks.steering.additions $(WRITE) --name steering-additions-ntp --count 8 --decoder ntp
+	$(BIN)/python -m benchmarks.steering.power $(WRITE) --count 16
+	$(BIN)/python -m benchmarks.steering.power $(WRITE) --name steering-power-flat --count 8 --base 2.5
+	$(BIN)/python -m benchmarks.steering.power $(WRITE) --name steering-power-lossless --count 8 --alpha 4 \
+		--decoder sbd-lossless:block_size=8
+	$(BIN)/python -m benchmarks.steering.cost $(WRITE)
 
 gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards of two shapes cost, into benchmarks/results/.
 	$(BIN)/python -m pytest -q tests/gpu
