@@ -23,7 +23,18 @@ from finetune.recipe_file import packaged_recipes
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<call>.+?) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL)
-PACKAGES = ("decoding", "sbd", "rpt", "dfm", "finetune", "eval", "setflow", "benchmarks", "tools")  # by floor
+PACKAGES = (
+    "decoding",
+    "sbd",
+    "rpt",
+    "dfm",
+    "steering",
+    "finetune",
+    "eval",
+    "setflow",
+    "benchmarks",
+    "tools",
+)  # by floor
 AS_PERCENT = ("exact_match", "overhead_share", "share_of_copy")
 
 
@@ -95,10 +106,15 @@ def decoders() -> str:
     from decoding.inputs.checks import named_object
     from decoding.inputs.spec import DECODERS
 
-    said = {"prompt-lookup": "The same, drafting what followed the last tokens before: any model, no training."}
+    said = {
+        "prompt-lookup": "The same, drafting what followed the last tokens before: any model, no training.",
+        "power": "The same without a reward: texts by the power `alpha` of the model's distribution.",
+    }
+    needed = {"smc": "decoder, reward"}  # what has no default that does anything
     body = []
     for name, (place, values) in DECODERS.items():
-        made_by = f"{place[1]}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+        arguments = needed.get(name) or ", ".join(f"{key}={value!r}" for key, value in values.items())
+        made_by = f"{place[1]}({arguments})"
         docstring = named_object(name, ":".join(place)).__doc__
         sentence = said.get(name) or first_sentence(" ".join(docstring.split())).replace("``", "`")
         body.append([f"`{name}`", f"`{made_by}`", sentence])
