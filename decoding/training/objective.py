@@ -45,7 +45,7 @@ class Objective(ABC):
         Raises ValueError if it cannot train that.
         """
         if kind in ("gated", "selector"):
-            raise ValueError(f"{kind} trains what mask rows draft alone, which {type(self).__name__} cannot")
+            raise ValueError(f"{kind} trains mask rows alone, which {type(self).__name__} cannot")
         return self
 
     def at(self, progress: float) -> "Objective":
