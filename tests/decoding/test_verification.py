@@ -132,14 +132,14 @@ def dependent(tables):
     }
 
 
-def emitted_law_of_dependent(p, q, length_of):
-    """The exact law where the first ``length_of(draft)`` tokens of a draft are verified by the ratio test."""
-    law = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+def emitted_by_dependent(p, q, length_of):
+    """Exact distribution where the first ``length_of(draft, realised)`` tokens of a draft meet the ratio test."""
+    emitted = torch.zeros((V,) * LENGTH, dtype=torch.float64)
     for draft in itertools.product(range(V), repeat=LENGTH):
         odds = torch.stack([q[draft[:j]][d] for j, d in enumerate(draft)]).prod()
         realised = [q[draft[:j]] for j in range(LENGTH)]
-        law += emitted_law(p, [(draft[: length_of(draft, realised)], odds)], realised)
-    return law
+        emitted += emitted_distribution(p, [(draft[: length_of(draft, realised)], odds)], realised)
+    return emitted
 
 
 def stopping_rule(draft, realised):
@@ -154,15 +154,15 @@ def later_distribution(draft, realised):
 
 def test_ratio_test_on_dependent_drafts_is_exact_under_a_stopping_rule(dependent):
     p, q = dependent
-    assert total_variation(emitted_law_of_dependent(p, q, lambda *_: LENGTH), chain_law(p)) < 1e-12
+    assert total_variation(emitted_by_dependent(p, q, lambda *_: LENGTH), chain_distribution(p)) < 1e-12
     lengths = {stopping_rule(d, [q[d[:j]] for j in range(3)]) for d in itertools.product(range(V), repeat=3)}
     assert len(lengths) > 2
-    assert total_variation(emitted_law_of_dependent(p, q, stopping_rule), chain_law(p)) < 1e-12
+    assert total_variation(emitted_by_dependent(p, q, stopping_rule), chain_distribution(p)) < 1e-12
 
 
 def test_ratio_test_on_dependent_drafts_counted_by_a_later_distribution_is_not(dependent):
     p, q = dependent
-    assert total_variation(emitted_law_of_dependent(p, q, later_distribution), chain_law(p)) > 0.01
+    assert total_variation(emitted_by_dependent(p, q, later_distribution), chain_distribution(p)) > 0.01
 
 
 def many(count: int, p, draft: list[int], q):
