@@ -68,6 +68,8 @@ def ablation(
     recipe: Annotated[str, typer.Option(help="What all runs share.")] = "stories260k-gated",
     steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 200,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of what decides about a default.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 16,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out texts that are continued.")] = 64,
     kind: Annotated[str, typer.Option(help="gated or full.")] = "gated",
     work: Annotated[Path, typer.Option(help="Folder for the runs; finished ones are not run again.")] = Path(
         "build/options"
@@ -77,7 +79,10 @@ def ablation(
     overwrite: Overwrite = False,
 ) -> None:
     """Train for equal steps with each loss, weighting, selector and adapter, and measure what drafts are worth."""
-    chosen = load_recipe(recipe, [f"model={model}", f"data=[{data}]", f"output={work}", "training.disable_tqdm=true"])
+    sizes = [f"training.per_device_train_batch_size={batch_size}", f"measure.prompts={prompts}"]
+    chosen = load_recipe(
+        recipe, [f"model={model}", f"data=[{data}]", f"output={work}", "training.disable_tqdm=true", *sizes]
+    )
     settings = {"recipe": recipe, "steps": steps, "kind": kind, "training": dict(chosen.training), "defaults": DEFAULTS}
     with results_in(out, name, overwrite) as results:
         results.describe(**settings)
