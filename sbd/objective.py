@@ -58,7 +58,7 @@ class SetBlockObjective(Objective):
     curriculum: share of the steps over which block sizes grow from the smallest of ``block_sizes`` to the largest, which
         is the only one from then on; 0 draws from all of them all the time.
     selector: rank of a draft selector (:mod:`sbd.selector`) that is trained with the rest; 0 for none. One that the model
-        has already is trained in any case.
+        has already is trained on.
     gated: what is trained acts on mask rows only, so the clean rows are constants: they run without gradient, and the
         next-token loss, which nothing can change, is left out.
     mask_token_id: by default the one that the model's generation config names.
@@ -122,8 +122,15 @@ class SetBlockObjective(Objective):
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         initialise_mask_token(model, choose_mask_token(model, tokenizer, self.mask_token_id))
-        if self.selector and draft_selector(model) is None:
+        selector = draft_selector(model)
+        if selector is None and self.selector:
             attach_selector(model, self.selector)
+        elif selector is not None:
+            if self.selector not in (0, selector.rank):
+                raise ValueError(
+                    f"selector must be 0 or {selector.rank}, the rank of the one that the model has, got {self.selector}"
+                )
+            selector.requires_grad_(True)
 
     def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         selector = draft_selector(model)

@@ -103,7 +103,7 @@ def attach_selector(model: PreTrainedModel, rank: int) -> DraftSelector:
 
 
 def load_selector(model: PreTrainedModel, folder: str | Path) -> DraftSelector:
-    """Attach the selector in ``folder`` to ``model``.
+    """Attach the selector in ``folder`` to ``model``, in place of one that it has.
 
     Raises ValueError if there is none, if it is damaged, or if it was made for another vocabulary or another model.
     """
@@ -123,8 +123,6 @@ def load_selector(model: PreTrainedModel, folder: str | Path) -> DraftSelector:
     selector = DraftSelector(own[1], settings["rank"])
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in selector.state_dict().items()}:
         raise ValueError(f"{WEIGHTS_FILE} in {str(folder)!r} does not hold the weights that {SELECTOR_FILE} names")
-    if draft_selector(model) is not None:
-        raise ValueError("the model has a selector already")
     selector.load_state_dict(weights)
     selector.to(device=model.device, dtype=model.dtype).requires_grad_(False).eval()
     setattr(model, NAME, selector)

@@ -8,6 +8,7 @@ import torch
 from decoding.forward.adapter import GatedAdapter, gated_adapter
 from decoding.forward.loading import load_model
 from decoding.inputs.source import SELECTOR_FILE
+from sbd import SetBlockObjective
 from sbd.selector import NAME, WEIGHTS_FILE, attach_selector, draft_selector, load_selector
 from tests.conftest import MASK
 
@@ -93,7 +94,26 @@ def test_damaged_files_are_refused_in_one_sentence(saved, fresh_model, tmp_path)
         load_selector(fresh_model("llama"), tmp_path)
 
 
-def test_a_model_has_at_most_one(saved):
-    _, model = saved(False)
+def test_one_that_is_loaded_later_takes_the_place_of_the_first(saved, fresh_model, tokenizer, tmp_path):
+    """As where a model with a selector gets another, or an adapter that was trained with one."""
+    folder, model = saved(False)
+    draft_selector(model).save(model, folder, ".")
     with pytest.raises(ValueError, match="has a selector already"):
         attach_selector(model, 4)
+    other = load_model(str(folder))[0]
+    draft_selector(other).correction.weight.data += 1
+    draft_selector(other).save(other, tmp_path, str(folder))
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), dtype=torch.float32)[0]
+    assert same_selector(loaded, other.bfloat16().float()) and not same_selector(loaded, model)
+
+
+def test_training_goes_on_from_the_one_that_a_model_has(saved):
+    folder, model = saved(False)
+    draft_selector(model).save(model, folder, ".")
+    loaded, tokens = load_model(str(folder))
+    assert not any(weight.requires_grad for weight in draft_selector(loaded).parameters())
+    SetBlockObjective(selector=4).prepare(loaded, tokens)
+    assert same_selector(loaded, model) and all(weight.requires_grad for weight in draft_selector(loaded).parameters())
+    with pytest.raises(ValueError, match="selector must be 0 or 4, the rank of the one that the model has, got 8"):
+        SetBlockObjective(selector=8).prepare(loaded, tokens)
