@@ -28,7 +28,7 @@ from decoding.sampling import LogitsPipeline, UniformStream, likeliest
 from decoding.verification import verify_greedy, verify_sampled
 from sbd.lossless.auto_planner import AutoPlanner
 from sbd.lossless.drafts import Draft, DraftSource, MaskDrafts, draft_sources
-from sbd.lossless.drawing import DependentDrafter, Drawn, draw_independent
+from sbd.lossless.drawing import DependentDrafter, Drawn, draw_independent, rectangle
 from sbd.lossless.planner import Planner
 from sbd.lossless.state import SpeculativeState
 from sbd.selector import draft_selector
@@ -201,17 +201,17 @@ class SelfSpeculativeDecoder(Decoder):
             uniform = torch.tensor(
                 [u[:-1] + [0.0] * (most + 1 - len(u)) + u[-1:] for u in numbers], dtype=torch.float64
             )
-            p = _rectangle(scores.softmax(-1), counts)
+            p = rectangle(scores.softmax(-1), counts)
             accepted, token = verify_sampled(p, drafts, lengths, q, to_device(uniform, scores.device))
             for state, n in zip(states, counts, strict=True):
                 state.uniforms.advance(n + 1)
         else:
-            accepted, token = verify_greedy(_rectangle(likeliest(scores), counts), drafts, lengths)
+            accepted, token = verify_greedy(rectangle(likeliest(scores), counts), drafts, lengths)
         if log_p is None:
             return accepted, token, None
         followed = torch.cat([drafts, token[:, None]], dim=1)
         emitted = followed.where(torch.arange(most + 1, device=token.device) < accepted[:, None], token[:, None])
-        return accepted, token, _rectangle(log_p, counts).gather(-1, emitted[..., None].clamp_min(0))[..., 0]
+        return accepted, token, rectangle(log_p, counts).gather(-1, emitted[..., None].clamp_min(0))[..., 0]
 
     def _scores(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Processed logits [N, V] of the rows that verify; those [M, V] that drafts were drawn from; log-probabilities [N, V].
@@ -291,20 +291,10 @@ def _draft_distributions(
         return None
     every = torch.zeros(*drafts.shape, vocab_size, device=drafts.device).scatter_(2, drafts[..., None], 1)
     if drawn_from is not None:
-        rectangle = _rectangle(drawn_from.softmax(-1), [len(states[i].draft.tokens) - 1 for i in alone])
-        if len(alone) == len(states) and rectangle.shape[1] == drafts.shape[1]:
-            return rectangle
-        every[to_device(alone, drafts.device), : rectangle.shape[1]] = rectangle
+        own = rectangle(drawn_from.softmax(-1), [len(states[i].draft.tokens) - 1 for i in alone])
+        if len(alone) == len(states) and own.shape[1] == drafts.shape[1]:
+            return own
+        every[to_device(alone, drafts.device), : own.shape[1]] = own
     for i, candidates in in_turn:
         every[i, : len(candidates.ids)] = candidates.spread(vocab_size)
     return every
-
-
-def _rectangle(values: Tensor, counts: list[int]) -> Tensor:
-    """``values`` [N, ...], ``counts[b]`` + 1 of each sequence, as [B, M + 1, ...]; a sequence's last fills its row up."""
-    most = max(counts)
-    if min(counts) == most:
-        return values.view(len(counts), most + 1, *values.shape[1:])
-    starts = [sum(counts[:b]) + b for b in range(len(counts))]
-    index = [[start + min(j, n) for j in range(most + 1)] for start, n in zip(starts, counts, strict=True)]
-    return values[to_device(index, values.device)]

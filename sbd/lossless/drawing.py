@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from decoding.forward.transfer import to_device
 from decoding.sampling import LogitsPipeline, inverse_cdf
 from sbd.selector import DraftSelector, draft_selector
 
@@ -119,3 +120,13 @@ class DependentDrafter:
         probabilities = probabilities.view(b, m, c, c).gather(2, at).squeeze(2)
         tokens = ids.gather(2, torch.cat(taken, dim=1)[..., None]).squeeze(2)
         return Drawn(tokens, probabilities.amax(-1), hidden, ids, probabilities)
+
+
+def rectangle(values: Tensor, counts: list[int]) -> Tensor:
+    """``values`` [N, ...], ``counts[b]`` + 1 of each sequence, as [B, M + 1, ...]; a sequence's last fills its row up."""
+    most = max(counts)
+    if min(counts) == most:
+        return values.view(len(counts), most + 1, *values.shape[1:])
+    starts = [sum(counts[:b]) + b for b in range(len(counts))]
+    index = [[start + min(j, n) for j in range(most + 1)] for start, n in zip(starts, counts, strict=True)]
+    return values[to_device(index, values.device)]
