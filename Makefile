@@ -68,12 +68,14 @@ WRITE := --out $(RESULTS) --overwrite
 LOOK_AHEADS := $(foreach n,alternate 0 2 all auto,--decoder sbd-lossless:block_size=4,look_ahead=$(n))
 AUTO := --decoder ntp --decoder sbd-lossless:look_ahead=auto --decoder sbd-lossless:look_ahead=auto,draft=both
 LOSSLESS := --decoder ntp --decoder sbd-lossless:block_size=8
+SELECTED := --decoder sbd-lossless:block_size=8,candidates=0 --decoder sbd-lossless:block_size=8
 bench: $(VENV)/.dev  ## The measurements of the models in the box, written into benchmarks/results/; takes hours.
 	$(BIN)/setflow corpus build/corpus
 	$(BIN)/setflow finetune embedded-draft
 	$(SETFLOW_BENCH) quality $(WRITE)
 	$(SETFLOW_BENCH) quality $(WRITE) --name quality-sampled --temperature 0.7 --count 50 $(LOSSLESS) \
 		--decoder sbd-lossless:block_size=8,draft=both
+	$(SETFLOW_BENCH) quality $(WRITE) --name quality-selector --prompts python --count 24 $(SELECTED)
 	$(SETFLOW_BENCH) lossless $(WRITE)
 	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-bf16 --dtype bf16 --count 8 --batch-size 1 \
 		--decoder sbd-lossless:look_ahead=all
@@ -109,6 +111,7 @@ gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards
 # what the recipes stories260k-*, rpt-* and embedded-dfm-* leave, each -control with next-token loss only; and fitted/4.json,
 # by setflow finetune fit-sampler build/embedded-dfm-mask build/fitted/4.json --steps 4 --count 16 --many-steps 32
 # --prompt-tokens 10 --new-tokens 72 --iterations 12 --texts build/corpus/additions-short-heldout.jsonl.
+# stories260k-short is stories260k-gated after 200 steps.
 STORIES := --prompts build/stories/own-heldout.jsonl --prompts build/stories/stories-prompts.jsonl
 TOLD := --texts build/stories/stories-heldout.jsonl --documents 51 --prompts build/stories/stories-prompts.jsonl
 bench-trained: $(VENV)/.dev  ## The measurements of models that were trained before, into benchmarks/results/.
@@ -116,6 +119,8 @@ bench-trained: $(VENV)/.dev  ## The measurements of models that were trained bef
 		--count 200 --decoder ntp --decoder sbd-lossless:block_size=4
 	$(SETFLOW_BENCH) quality $(WRITE) --name quality-stories260k-gated --model build/stories260k-gated $(STORIES) \
 		--count 200 $(LOSSLESS)
+	$(SETFLOW_BENCH) quality $(WRITE) --name quality-stories260k-short --model build/stories260k-short --dtype fp32 \
+		$(STORIES) --count 24 $(SELECTED)
 	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-stories260k --model build/stories260k-full \
 		--prompts build/stories/stories-prompts.jsonl --count 200 $(LOOK_AHEADS)
 	$(SETFLOW_BENCH) speed $(WRITE) --name speed-stories260k-full --model build/stories260k-full \

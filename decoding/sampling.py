@@ -131,6 +131,23 @@ class LogitsPipeline:
                 logits = torch.stack(rows)
         return logits
 
+    def rule_out(self, logits: Tensor) -> Tensor:
+        """Logits [N, V] with -inf at the tokens that are never emitted, whatever the text; may overwrite ``logits``."""
+        self._forbid(logits)
+        for processor in self.processors:
+            if isinstance(processor, processors.SuppressTokensLogitsProcessor):
+                logits = processor(NO_IDS, logits)
+        return logits
+
+    def process_values(self, logits: Tensor) -> Tensor:
+        """Processed logits [N, C] of C tokens of any kind: by the processors that look at nothing but the numbers."""
+        for processor in self.processors:
+            if isinstance(processor, CONTEXT_FREE) and not isinstance(
+                processor, processors.SuppressTokensLogitsProcessor
+            ):
+                logits = processor(NO_IDS, logits)
+        return logits
+
     def process_drafts(self, logits: Tensor, context: Context, ends: Collection[int] = ()) -> Tensor:
         """Processed logits [N, V] of rows that verify drafts: a row's text is that of the row before and a draft for it.
 

@@ -33,13 +33,13 @@ def verify_sampled(
     """Accept or correct drafts [B, M] by random tests; returns accepted [B] and the token [B] that follows them.
 
     lengths: as in :func:`verify_greedy`. p: [B, M + 1, V] probabilities. q: [B, M, V], the distributions q_j from which
-    the drafts were drawn independently, in one forward: draft j passes with probability min(1, p_j(d_j) / q_j(d_j)), else
-    the token is drawn from the normalised (p_j - q_j)+. For drafts that come from anywhere q_j is all at d_j, or q is
-    None: they pass with probability p_j(d_j), else the token is drawn from p_j without d_j. uniform: [B, M + 1] in
-    [0, 1), float64: one for each test, the last for the token.
+    the drafts were drawn, given those before them where they depend on each other: draft j passes with probability
+    min(1, p_j(d_j) / q_j(d_j)), else the token is drawn from the normalised (p_j - q_j)+. For drafts that come from
+    anywhere q_j is all at d_j, or q is None: they pass with probability p_j(d_j), else the token is drawn from p_j without
+    d_j. uniform: [B, M + 1] in [0, 1), float64: one for each test, the last for the token.
 
-    The ratio test is exact only for drafts whose number and values depend on the distributions alone, not on what was
-    drawn from them.
+    The ratio test is exact only where it was decided to verify draft j before it was drawn: by q_j and what came before,
+    never by d_j or anything that depends on it. Of independent drafts all q_j are known before.
     """
     odds = p[:, :-1].gather(-1, drafts[..., None])[..., 0]
     if q is not None:

@@ -217,7 +217,7 @@ class FlowObjective(Objective):
             clean, states = None, self._run_whole_text(model, packing, noisy.noisy, levels)
         else:
             clean, states = run_copies(
-                model, noisy.clean, [noisy.noisy], packing, blocks, frozen_clean=self.gated, levels=levels
+                model, noisy.clean, [noisy.noisy], packing, [blocks], frozen_clean=self.gated, levels=levels
             )
         if self.shift:
             states = states.roll(1, dims=1)

@@ -58,7 +58,7 @@ STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 IN_BACKWARD = ("lomo", "adalomo")
 BY_LENGTH = ("group_by_length", "batch_rebalance")
 GATED_ONLY = (
-    "cannot be combined with tuning.kind gated, whose clean rows keep no activations anyway; lower "
+    "cannot be combined with tuning.kind gated or selector, whose clean rows keep no activations anyway; lower "
     "per_device_train_batch_size or sequence_length instead"
 )
 
@@ -76,7 +76,7 @@ def check_arguments(recipe) -> None:
     for field in dataclasses.fields(TrainingArguments):
         if field.name in settings and field.name not in ("max_steps", "seed", "data_seed", *COUNTS):
             check_type(f"training.{field.name}", settings[field.name], field.type)
-    if recipe.tuning.kind == "gated":
+    if recipe.tuning.kind in ("gated", "selector"):
         for name in ("gradient_checkpointing", "activation_checkpointing"):
             if settings.get(name):
                 raise ValueError(f"training.{name} {GATED_ONLY}")

@@ -35,6 +35,8 @@ class SetBlockResampleObjective(Objective):
     def __post_init__(self):
         check_range("resample_share", self.resample_share, 0, 1)
         _ = self.set_block_objective, self.resample_objective  # check their fields
+        if self.set_block_objective.curriculum:
+            raise ValueError("set_block.curriculum is for objective sbd alone")
 
     @cached_property
     def set_block_objective(self) -> SetBlockObjective:
@@ -49,7 +51,7 @@ class SetBlockResampleObjective(Objective):
         self.resample_objective.prepare(model, tokenizer)
 
     def added_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        return self.resample_objective.added_parameters(model)
+        return [*self.resample_objective.added_parameters(model), *self.set_block_objective.added_parameters(model)]
 
     def added_token_ids(self, model: PreTrainedModel) -> list[int]:
         return self.set_block_objective.added_token_ids(model)

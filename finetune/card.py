@@ -38,7 +38,9 @@ WHAT = {
     "full": "All weights were trained, so its next-token text is not that of the model it started from.",
     "lora": "LoRA on all rows: its next-token text is not that of the model it started from.",
     "gated": "A row-gated adapter: it acts on mask rows only, which draft the next-token text of the base model.",
+    "selector": "A draft selector for that model: mask rows draft the same text as before, in better agreement.",
 }
+TAU = "Expected tokens of a draft-verify cycle at temperature 1, 1 + the sum of products of acceptances: {}."
 USE = """```python
 from decoding import decoder_from_spec, load_model
 
@@ -65,18 +67,20 @@ def write_card(recipe: Recipe, tags: Sequence[str], report: TrainingReport, fold
             f"| `{spec}` | {_shown(before.get(key), 2)} | {after[key]:.2f} | {after[f'same_text/{spec}']:.0%} |"
         )
     accepted = [f"{value:.2f}" for name, value in after.items() if name.startswith("acceptance_")]
+    acceptance = ""
+    if accepted:
+        tau = f"{after['expected_tau']:.2f} ({_shown(before.get('expected_tau'), 2)} before)"
+        acceptance = f"Acceptance 1 - TV(p, q) by offset in a masked block: {', '.join(accepted)}. {TAU.format(tau)}"
     (folder / "README.md").write_text(
         CARD.format(
             tags=", ".join(["setflow", *tags]),
             base=f"\nbase_model: {recipe.model}" if recipe.model and "/" in recipe.model else "",
             title=Path(recipe.output).name,
             what=" ".join([WHAT[kind], *_compared(kind, report), *_changed(report)]),
-            use=USE.format(saved=saved, spec=recipe.decoder or "ntp"),
+            use=USE.format(saved=saved, spec=recipe.decoder or next(iter(measure.decoders), "ntp")),
             losses="\n".join(losses) if len(losses) > 2 else "No held-out text was given.",
             table="\n".join(table) if len(table) > 2 else "Tokens per forward were not measured.",
-            acceptance=f"Acceptance 1 - TV(p, q) by offset in a masked block: {', '.join(accepted)}."
-            if accepted
-            else "",
+            acceptance=acceptance,
             dtype=report.dtype,
             machine=report.machine,
             prompts=measure.prompts,
@@ -94,7 +98,7 @@ def write_card(recipe: Recipe, tags: Sequence[str], report: TrainingReport, fold
 def _compared(kind: str, report: TrainingReport) -> list[str]:
     """For an adapter that leaves the next-token loss alone: whether it did, where that was measured."""
     before, after = report.held_out_before, report.held_out_next_token_loss_nats
-    if kind != "gated" or not before or before.keys() != after.keys():
+    if kind not in ("gated", "selector") or not before or before.keys() != after.keys():
         return []
     if before == after:
         return ["Measured on held-out text, its next-token loss is that of the base model to the last digit shown."]

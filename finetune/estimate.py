@@ -89,11 +89,13 @@ class Estimate:
 
     @property
     def trained(self) -> int:
-        """Parameters that are trained: all, or the low-rank terms and the vector of the mask token."""
-        if self._kind == "full":
-            return self.parameters
+        """Parameters that are trained: all, or the low-rank terms and the vector of the mask token; and a selector's."""
+        selector = 3 * self.config.hidden_size * getattr(self.recipe.build_objective(), "selector", 0)
+        if self._kind in ("full", "selector"):
+            return selector + (self.parameters if self._kind == "full" else 0)
         layers = [m for name, m in self.model.named_modules() if name.rpartition(".")[2] in self.recipe.tuning.targets]
-        return self.recipe.tuning.rank * sum(m.in_features + m.out_features for m in layers) + self.config.hidden_size
+        rows = sum(m.in_features + m.out_features for m in layers)
+        return selector + self.recipe.tuning.rank * rows + self.config.hidden_size
 
     @property
     def weights(self) -> float:
@@ -127,8 +129,11 @@ class Estimate:
 
     @cached_property
     def rows(self) -> RowsPerToken:
-        """What the objective runs."""
-        return self.recipe.build_objective().rows_per_token()
+        """What the objective runs; behind frozen weights no row of the trunk keeps anything for a gradient."""
+        rows = self.recipe.build_objective().rows_per_token()
+        if self._kind != "selector":
+            return rows
+        return rows._replace(trained=0.0, constant=rows.constant + rows.trained)
 
     @property
     def flops_per_token(self) -> float:

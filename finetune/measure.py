@@ -12,6 +12,8 @@ from decoding.inputs.checks import check_count
 from decoding.training.blocks import BlockGrid
 from decoding.training.copies import run_copies
 from decoding.training.packed import Packing, find_loss_mask
+from sbd.chains import expected_tau
+from sbd.selector import draft_selector
 
 CHUNK = 512  # rows whose distributions are held at once
 
@@ -48,7 +50,7 @@ class Measure:
         batches = [{name: column[None].to(model.device) for name, column in row.items()} for row in rows]
         figures = objective_losses(model, objective, batches[: self.rows])
         if has_mask_token(model):
-            accepted = acceptance_by_offset(model, batches[: self.rows], self.block_size)
+            accepted, figures["expected_tau"] = acceptance_of_drafts(model, batches[: self.rows], self.block_size)
             figures |= {f"acceptance_{offset}": value for offset, value in enumerate(accepted)}
         prompts, texts = [batch["input_ids"][:, : self.prompt_tokens] for batch in batches[: self.prompts]], {}
         form = model.config._attn_implementation
@@ -80,27 +82,34 @@ def objective_losses(model, objective: Objective, batches: list[dict[str, Tensor
 
 
 @torch.no_grad()
-def acceptance_by_offset(model, batches: list[dict[str, Tensor]], block_size: int) -> list[float]:
+def acceptance_of_drafts(model, batches: list[dict[str, Tensor]], block_size: int) -> tuple[list[float], float]:
     """1 - TV(p, q) for each offset in a whole masked block: how often speculative sampling accepts the draft there.
 
-    p is the next-token distribution of a token and q the distribution of its mask row, both without the mask token,
-    at temperature 1. Returns ``block_size`` numbers between 0 and 1; the mean over the targets that have a token before them.
+    p is the next-token distribution of a token and q that of its mask row, corrected by the token before it if the model
+    has a selector, both without the mask token, at temperature 1. Returns ``block_size`` numbers between 0 and 1, means
+    over the targets that have a token before them, and the tokens of a draft-verify cycle that follow from them.
     """
-    mask_id, head = find_mask_token(model), model.get_output_embeddings()
+    mask_id, head, selector = find_mask_token(model), model.get_output_embeddings(), draft_selector(model)
     sums, counts = torch.zeros(block_size), torch.zeros(block_size)
+    tau, whole = 0.0, 0
     for batch in batches:
         tokens = batch["input_ids"]
         packing = Packing.from_document_ids(batch["document_ids"])
         loss_mask = find_loss_mask(batch, packing)
         blocks = BlockGrid.from_packing(packing, loss_mask, block_size)
-        clean, masked = run_copies(model, tokens, [tokens.masked_fill(loss_mask, mask_id)], packing, blocks)
+        clean, masked = run_copies(model, tokens, [tokens.masked_fill(loss_mask, mask_id)], packing, [blocks])
+        if selector is not None:
+            masked = selector(masked, model.get_input_embeddings()(tokens.roll(1, dims=1)))
         chosen = loss_mask & (packing.position > 0)
         offsets = (packing.index - blocks.start)[chosen]
         pairs = zip(clean.roll(1, dims=1)[chosen].split(CHUNK), masked[chosen].split(CHUNK), strict=True)
         overlap = torch.cat([_overlap(head(p), head(q), mask_id) for p, q in pairs])
         sums.index_add_(0, offsets.cpu(), overlap.cpu())
         counts.index_add_(0, offsets.cpu(), torch.ones(len(offsets)))
-    return (sums / counts.clamp_min(1)).tolist()
+        grid = overlap.new_ones(chosen.shape).masked_scatter(chosen, overlap)
+        total, count = expected_tau(blocks, grid, loss_mask)
+        tau, whole = tau + float(total), whole + int(count)
+    return (sums / counts.clamp_min(1)).tolist(), tau / max(1, whole)
 
 
 def _overlap(p: Tensor, q: Tensor, mask_id: int) -> Tensor:

@@ -97,8 +97,10 @@ class Recipe:
         if self.measure is not None:
             _check_sizes("measure", {"block_size": self.measure.block_size}, self.sequence_length)
         self.build_objective()  # raises for what makes no sense
-        if self.tuning.kind == "gated" and self.compile:
-            raise ValueError("compile cannot be combined with tuning.kind gated")
+        if self.tuning.kind in ("gated", "selector") and self.compile:
+            raise ValueError(f"compile cannot be combined with tuning.kind {self.tuning.kind}")
+        if self.tuning.kind == "selector" and (self.decoder is not None or self.model is None):
+            raise ValueError("tuning.kind selector needs a model, and keeps the decoder of that; leave decoder out")
         if self.streaming and isinstance(self.held_out, float):
             raise ValueError("held_out must name sources with streaming: true, a share of a stream is not known")
         if self.measure and not self.held_out_names:

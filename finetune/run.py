@@ -38,6 +38,7 @@ from finetune.resume import Progress, find_progress, finish
 from finetune.split import read_data
 from finetune.trainer import ObjectiveTrainer
 from finetune.tuning import merge_adapter
+from sbd.selector import draft_selector
 
 BEFORE_FILE = "before.json"
 
@@ -181,6 +182,9 @@ class Run:
 
     def _save_weights(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         model, tuning, dtype = self.model, self.recipe.tuning, getattr(torch, self.recipe.save_dtype)
+        if tuning.kind == "selector":
+            draft_selector(model).save(model, folder, base=self.recipe.model)
+            return
         extra = self.objective.extra_files(model, weights)
         for name, content in extra.items():
             (folder / name).write_bytes(content)
@@ -230,7 +234,7 @@ def _load_model(recipe: Recipe, config: PretrainedConfig, arguments: TrainingArg
         # Frozen weights need no more digits than they are computed with; those that are trained do.
         frozen = recipe.tuning.kind != "full" and arguments.mixed_precision == "bf16"
         model = load_weights(recipe.model, dtype=torch.bfloat16 if frozen else torch.float32)
-        if gated_adapter(model) is not None:
+        if gated_adapter(model) is not None and recipe.tuning.kind != "selector":
             raise ValueError(
                 f"model: {recipe.model!r} is a gated adapter, from which no training starts; give its base model, "
                 f"{model.name_or_path!r}"

@@ -92,7 +92,8 @@ class ObjectiveTrainer(Trainer):
         return self._finish_step(num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        loss, metrics = self._run(self.objective, model, inputs)
+        objective = self.objective.at(self.state.global_step / max(1, self.state.max_steps))
+        loss, metrics = self._run(objective, model, inputs)
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         num_targets = metrics.pop("num_targets")

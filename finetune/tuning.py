@@ -18,14 +18,15 @@ class Tuning:
     """The ``tuning`` key of a recipe.
 
     kind: "full" trains every weight; "lora" trains low-rank terms on all rows (peft), which can be merged; "gated"
-        trains low-rank terms on mask rows only, so that the base model's own text does not change.
+        trains low-rank terms on mask rows only, so that the base model's own text does not change; "selector" trains
+        nothing but the draft selector of a model that drafts already, whatever it was trained by.
     rank, alpha: of the low-rank terms, which are multiplied by alpha / rank; alpha is 2 * rank by default.
     dropout: on the input of the terms, for "lora".
     targets: the linear layers that get terms, by the last part of their names.
     merge: save the merged model instead of the adapter, for "lora".
     """
 
-    kind: Literal["full", "lora", "gated"] = "full"
+    kind: Literal["full", "lora", "gated", "selector"] = "full"
     rank: int = 32
     alpha: float | None = None
     dropout: float = 0.0
@@ -34,7 +35,7 @@ class Tuning:
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))
-        check_choice("tuning.kind", self.kind, ("full", "lora", "gated"))
+        check_choice("tuning.kind", self.kind, ("full", "lora", "gated", "selector"))
         check_count("tuning.rank", self.rank)
         check_range("tuning.dropout", self.dropout, 0, 1, include_high=False)
         if self.alpha is not None:

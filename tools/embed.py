@@ -2,7 +2,8 @@
 
 ``python -m tools.embed build``, the last step of ``make embedded``; ``python -m tools.embed gated build`` ships the
 next-token model of its first stage with a row-gated adapter, and ``python -m tools.embed smollm2 build`` the adapter for
-SmolLM2-135M-Instruct, the last step of ``make smollm2``.
+SmolLM2-135M-Instruct, the last step of ``make smollm2``; ``python -m tools.embed selector build`` puts a draft selector
+beside the embedded model.
 """
 
 import json
@@ -11,8 +12,9 @@ import sys
 from pathlib import Path
 
 from decoding.forward.adapter import WEIGHTS_FILE, holds_adapter, read_settings
-from decoding.inputs.source import ADAPTER_FILE
+from decoding.inputs.source import ADAPTER_FILE, SELECTOR_FILE
 from finetune.recipe_file import RECIPES
+from sbd import selector
 from setflow.adapters import PACKAGED
 from setflow.loading import EMBEDDED, EMBEDDED_GATED
 
@@ -190,10 +192,20 @@ def _domain(row: dict) -> str:
     return f"| {row['prompts']} | `{row['decoder']}` | {row['count']} | {row['tokens_per_forward']:.2f} | {accepted} |"
 
 
+def ship_selector(build: Path) -> None:
+    """Put the draft selector of ``build/embedded-selector`` beside the embedded model."""
+    folder = build / "embedded-selector"
+    settings = selector.read_settings(folder) | {"base_model": "."}
+    shutil.copy(folder / selector.WEIGHTS_FILE, EMBEDDED / selector.WEIGHTS_FILE)
+    shutil.copy(folder / "training.json", EMBEDDED / "selector-training.json")
+    (EMBEDDED / SELECTOR_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+SHIPS = {"gated": ship_gated, "selector": ship_selector, "smollm2": ship_smollm2}
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["smollm2"]:
-        ship_smollm2(Path(sys.argv[2] if len(sys.argv) > 2 else "build"))
-    elif sys.argv[1:2] == ["gated"]:
-        ship_gated(Path(sys.argv[2] if len(sys.argv) > 2 else "build"))
+    what, *rest = sys.argv[1:] or ["build"]
+    if what in SHIPS:
+        SHIPS[what](Path(rest[0] if rest else "build"))
     else:
-        ship(Path(sys.argv[1] if len(sys.argv) > 1 else "build"))
+        ship(Path(what))

@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 from transformers import GenerationConfig, PreTrainedModel
 
 from decoding.forward.base_check import same_weights, sample_weights
-from decoding.forward.beside import SavedBeside
+from decoding.forward.beside import SavedBeside, read_settings_beside
 from decoding.forward.gating import block_rows
 from decoding.inputs.checks import check_count, check_range
 from decoding.inputs.source import ADAPTER_FILE
@@ -180,9 +180,9 @@ def located_base(model: PreTrainedModel) -> str:
     return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
-def base_of(folder: str | Path) -> str:
-    """Folder or hub name of the model that the adapter in ``folder`` belongs to; "." is one in the same folder."""
-    name = read_settings(folder)["base_model"]
+def base_of(folder: str | Path, file: str = ADAPTER_FILE) -> str:
+    """Folder or hub name of the model that what lies in ``folder`` belongs to; "." is one in the same folder."""
+    name = read_settings_beside(folder, file, {"base_model": str}, "trained part")["base_model"]
     return str(folder) if name == "." else name
 
 
@@ -213,17 +213,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
     Raises ValueError if there is none, or if it cannot be one.
     """
-    try:
-        settings = json.loads((Path(folder) / ADAPTER_FILE).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{str(folder)!r} holds no gated adapter: {ADAPTER_FILE} is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{ADAPTER_FILE} in {str(folder)!r} is not JSON: {error}") from None
     kinds = {"base_model": str, "rank": int, "alpha": float | int, "targets": list, "generation": dict}
-    known = settings if isinstance(settings, dict) else {}
-    for name, kind in kinds.items():
-        if not isinstance(known.get(name), kind) or isinstance(known[name], bool):
-            raise ValueError(f"{ADAPTER_FILE} in {str(folder)!r} has no {name}, or one that cannot be")
+    settings = read_settings_beside(folder, ADAPTER_FILE, kinds, "gated adapter")
     if not all(isinstance(target, str) for target in settings["targets"]):
         raise ValueError(f"targets in {ADAPTER_FILE} must be names of layers, got {settings['targets']!r}")
     sample = settings.get("base_sample", [])

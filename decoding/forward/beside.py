@@ -1,8 +1,9 @@
 """What stock files have no place for is saved beside them: by ``model.save_pretrained`` as well, and never in silence."""
 
 import functools
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +18,24 @@ class SavedBeside(Protocol):
 
     def extra_files(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, bytes]:
         """The files by name; what they hold is taken out of ``weights``, the model's state."""
+
+
+def read_settings_beside(folder: str | Path, file: str, kinds: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The JSON object in ``file`` of ``folder``, whose keys ``kinds`` must hold values of these types.
+
+    Raises ValueError if there is none, so no ``what``, or if it cannot be one.
+    """
+    try:
+        settings = json.loads((Path(folder) / file).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{str(folder)!r} holds no {what}: {file} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} in {str(folder)!r} is not JSON: {error}") from None
+    known = settings if isinstance(settings, dict) else {}
+    for name, kind in kinds.items():
+        if not isinstance(known.get(name), kind) or isinstance(known[name], bool):
+            raise ValueError(f"{file} in {str(folder)!r} has no {name}, or one that cannot be")
+    return settings
 
 
 def saved_beside(model: PreTrainedModel) -> dict[str, SavedBeside]:

@@ -25,7 +25,15 @@ from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
 from decoding.inputs.generation_config import check_generation_config, check_generation_file
-from decoding.inputs.source import ADAPTER_FILE, LOW_RANK_FILE, check_layers, check_source, is_gguf, located
+from decoding.inputs.source import (
+    ADAPTER_FILE,
+    LOW_RANK_FILE,
+    SELECTOR_FILE,
+    check_layers,
+    check_source,
+    is_gguf,
+    located,
+)
 
 # Files beside a model's weights, and "module:function" that puts what is in them on the model: function(model, folder).
 # Imported when there are such files, because methods stand on this package.
@@ -33,6 +41,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("offset_code.safetensors",): "rpt:load_offset_code",
     (ADAPTER_FILE, WEIGHTS_FILE): "decoding.forward.adapter:load_adapter",
     (LOW_RANK_FILE,): "decoding.forward.adapter:load_low_rank",
+    (SELECTOR_FILE,): "sbd.selector:load_selector",
 }
 
 
@@ -41,7 +50,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model ``source``, a folder, a GGUF file or a name on the hub, with all that belongs to it, and its tokenizer.
 
-    A folder may hold a whole model; an adapter, gated or peft's, that names its base model; and files of ``EXTRAS``.
+    A folder may hold a whole model; an adapter, gated or peft's, or a selector, that names the model it was trained on; and
+    files of ``EXTRAS``.
     tokenizer: where that is, by default with the model. trust_remote_code: whether code that lies with the model may run;
     nobody is asked. settings: as ``from_pretrained`` takes them; dtype is that of the files by default.
 
@@ -109,13 +119,11 @@ def _of_gguf(what: str, source: str, **settings: Any) -> Any:
 
 
 def weights_of(source: str) -> str:
-    """Where the weights of ``source`` are: with its base model, if it is a gated adapter."""
-    file = _beside(source, ADAPTER_FILE)
-    if file is None:
-        return located(source)
-    base = base_of(file.parent)
-    check_layers(Path(base), f"base model {base!r}")
-    return base
+    """Where the weights of ``source`` are: with its base model, if it is a gated adapter or a selector."""
+    places = _stands_on(source)
+    if len(places) > 1:
+        check_layers(Path(places[0]), f"base model {places[0]!r}")
+    return places[0]
 
 
 def base_model_of(source: str) -> str:
@@ -129,7 +137,7 @@ def attach_extras(model: PreTrainedModel, source: str) -> None:
 
     Raises ValueError for a generation config that makes no sense.
     """
-    for place in dict.fromkeys((weights_of(source), located(source))):
+    for place in _stands_on(source):
         attach_from(model, place)
     check_generation_file(_beside(weights_of(source), "generation_config.json"))
     check_generation_config(model.generation_config)
@@ -142,6 +150,16 @@ def attach_from(model: PreTrainedModel, place: str) -> None:
         if len(found) == len(files):
             module, _, function = attach.partition(":")
             getattr(import_module(module), function)(model, found[0].parent)
+
+
+def _stands_on(source: str) -> list[str]:
+    """The places of what ``source`` is made of, from the one that holds the weights to ``source`` itself."""
+    base, place = None, located(source)
+    if (file := _beside(source, ADAPTER_FILE)) is not None:
+        base = base_of(file.parent)
+    elif (file := _beside(source, SELECTOR_FILE)) is not None:
+        base = base_of(file.parent, SELECTOR_FILE)
+    return [place] if base in (None, place) else [*_stands_on(base), place]
 
 
 def _beside(source: str, file: str) -> Path | None:

@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 ADAPTER_FILE = "gated_adapter.json"
+SELECTOR_FILE = "draft_selector.json"
 LOW_RANK_FILE = "adapter_config.json"  # of peft
 GGUF_NEEDS = ("gguf", "accelerate")  # modules of the extra "gguf"
-MODEL_FILES = ("config.json", LOW_RANK_FILE, ADAPTER_FILE)
+MODEL_FILES = ("config.json", LOW_RANK_FILE, ADAPTER_FILE, SELECTOR_FILE)
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # what configurations call their number
 MOST_LAYERS = 10_000  # many more than any model has; libraries make a list of as many as a file says
 

@@ -52,17 +52,17 @@ def draw_block_size(sizes: Sequence[int]) -> int:
     return sizes[int(torch.randint(len(sizes), ()))]
 
 
-def set_block_visibility(packing: Packing, blocks: BlockGrid, copies: int = 1) -> Visibility:
-    """Rows of [clean copy | masked copies] of L tokens each (figure 7 of the paper, written as two intervals)."""
-    length = packing.index.shape[1]
+def set_block_visibility(packing: Packing, grids: Sequence[BlockGrid]) -> Visibility:
+    """Rows of [clean copy | a masked copy for each grid] of L tokens each (figure 7 of the paper as two intervals)."""
+    length, copies = packing.index.shape[1], len(grids)
     nothing = torch.zeros_like(packing.index)
     # Padding sees itself alone, in every copy.
-    prefix_end = torch.where(packing.is_padding, packing.start, blocks.start)
+    prefix_ends = [torch.where(packing.is_padding, packing.start, blocks.start) for blocks in grids]
     offsets = [length * (1 + copy) for copy in range(copies)]
     return Visibility(
         prefix_start=packing.start.repeat(1, 1 + copies),
-        prefix_end=torch.cat([packing.index + 1, *([prefix_end] * copies)], dim=1),
-        own_start=torch.cat([nothing, *(blocks.start + offset for offset in offsets)], dim=1),
-        own_end=torch.cat([nothing, *(blocks.end + offset for offset in offsets)], dim=1),
+        prefix_end=torch.cat([packing.index + 1, *prefix_ends], dim=1),
+        own_start=torch.cat([nothing, *(grid.start + by for grid, by in zip(grids, offsets, strict=True))], dim=1),
+        own_end=torch.cat([nothing, *(grid.end + by for grid, by in zip(grids, offsets, strict=True))], dim=1),
         anchor=packing.index.repeat(1, 1 + copies),
     )

@@ -21,14 +21,15 @@ def run_copies(
     clean: Tensor,
     corrupted: Sequence[Tensor],
     packing: Packing,
-    blocks: BlockGrid,
+    grids: Sequence[BlockGrid],
     *,
     frozen_clean: bool = False,
     levels: Tensor | None = None,
 ) -> list[Tensor]:
     """Hidden states [B, L, D] of the ``clean`` tokens [B, L], and of each ``corrupted`` copy [B, L] of them.
 
-    A corrupted row sees the clean tokens before its block, and its block in its own copy. ``levels`` [B, L] are the
+    ``grids``: the blocks of each corrupted copy. A corrupted row sees the clean tokens before its block, and its block in
+    its own copy. ``levels`` [B, L] are the
     noise levels of the corrupted copies, for models that take them; the clean copy has none.
 
     In one forward, or in two with the same result: then the corrupted rows find the keys of the clean copy in a cache,
@@ -38,7 +39,7 @@ def run_copies(
     length, count = clean.shape[1], len(corrupted)
     tokens = torch.cat([clean, *corrupted], dim=1)
     positions = packing.position.repeat(1, 1 + count)
-    visibility = set_block_visibility(packing, blocks, count)
+    visibility = set_block_visibility(packing, grids)
     is_block = (torch.arange(tokens.shape[1], device=tokens.device) >= length).expand_as(tokens)
     if levels is not None:
         levels = torch.cat([torch.full_like(levels, NONE), levels.repeat(1, count)], dim=1)

@@ -78,7 +78,8 @@ def initialise_mask_token(model, mask_token_id: int, init: str = "mean") -> None
     vector of its own for it, and the table of the base model stays as it is.
     """
     adapter = gated_adapter(model)
-    if adapter is None and _reads_masks(model):
+    is_new = adapter is not None and not adapter.replaced  # what was loaded has learned its vector
+    if not is_new and _reads_masks(model):
         return
     table = model.get_input_embeddings().weight.float()
     noise = torch.randn_like(table[0]) * table.std(0)

@@ -27,7 +27,7 @@ class Objective(ABC):
     """A way to train. Objectives are frozen dataclasses whose fields are the options of a recipe.
 
     Only the loss must be written; each other method is for what it says. The order of a run: ``for_tuning``,
-    ``prepare``, the loss once a step, ``record``, ``extra_files``.
+    ``prepare``, then ``at`` and the loss once a step, ``record``, ``extra_files``.
     """
 
     tags: ClassVar[Sequence[str]] = ()  # of the model card
@@ -39,13 +39,17 @@ class Objective(ABC):
         ``metrics["num_targets"]`` is the number of targets that the loss is the mean of; the others are means for logs.
         """
 
-    def for_tuning(self, kind: Literal["full", "lora", "gated"]) -> "Objective":
-        """This objective for a model of which all weights are trained, or low-rank terms on all or on mask rows alone.
+    def for_tuning(self, kind: Literal["full", "lora", "gated", "selector"]) -> "Objective":
+        """This objective for a model of which all weights are trained, low-rank terms on all or on mask rows, or a selector.
 
         Raises ValueError if it cannot train that.
         """
-        if kind == "gated":
-            raise ValueError(f"gated trains mask rows alone, which {type(self).__name__} cannot")
+        if kind in ("gated", "selector"):
+            raise ValueError(f"{kind} trains mask rows alone, which {type(self).__name__} cannot")
+        return self
+
+    def at(self, progress: float) -> "Objective":
+        """This objective at ``progress`` of a run, from 0 to 1, for what changes while training."""
         return self
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

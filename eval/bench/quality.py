@@ -28,6 +28,8 @@ def measure_quality(
 ) -> Iterator[dict[str, Any]]:
     """Yield one row for each decoder: exact match (where there are answers), tokens per forward, acceptance lengths.
 
+    ``tau``: tokens of a draft-verify cycle, the accepted drafts and the token behind them.
+
     ``settings`` go to ``generate``, for instance do_sample and temperature.
     """
     for spec in specs:
@@ -52,5 +54,6 @@ def measure_quality(
         if prompts.problems is not None:
             row["exact_match"] = round(correct / len(prompts.ids), 4)
         if accepted:
+            row["tau"] = round(1 + sum(accepted) / len(accepted), 3)
             row["acceptance_histogram"] = [accepted.count(length) for length in range(max(accepted) + 1)]
         yield row

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 BINS = 8  # of a draft's confidence
 PRIOR = 2.0  # weight, in observations, of the guess that a draft is accepted with its confidence
+UNKNOWN = 0.5  # the guess where the confidence is not known
 KEPT = 0.97  # of the weight of earlier observations with each new one, so that about the last 30 count
 
 
@@ -24,19 +25,25 @@ class AcceptanceTable:
             self.tried[offset][bin_] = KEPT * self.tried[offset][bin_] + 1
             self.accepted[offset][bin_] = KEPT * self.accepted[offset][bin_] + (offset < accepted)
 
-    def rates(self, confidences: Sequence[float]) -> list[float]:
-        """Estimated acceptance of each draft, given the ones before it."""
+    def rates(self, confidences: Sequence[float], count: int | None = None) -> list[float]:
+        """Estimated acceptance of each of ``count`` drafts, given the ones before it; by default of those in ``confidences``.
+
+        Where the confidence is not known the mean over all drafts of that offset stands in for it.
+        """
         estimates = []
         for offset, confidence in enumerate(confidences):
             bin_ = _bin(confidence)
             tried, accepted = self.tried[offset][bin_], self.accepted[offset][bin_]
             estimates.append((accepted + PRIOR * confidence) / (tried + PRIOR))
+        for offset in range(len(confidences), count or 0):
+            tried, accepted = sum(self.tried[offset]), sum(self.accepted[offset])
+            estimates.append((accepted + PRIOR * UNKNOWN) / (tried + PRIOR))
         return estimates
 
-    def lengths(self, confidences: Sequence[float]) -> list[float]:
-        """P(acceptance length = a) for a = 0 .. number of drafts."""
+    def lengths(self, confidences: Sequence[float], count: int | None = None) -> list[float]:
+        """P(acceptance length = a) for a = 0 .. number of drafts, which is as in :meth:`rates`."""
         reached, lengths = 1.0, []
-        for rate in self.rates(confidences):
+        for rate in self.rates(confidences, count):
             lengths.append(reached * (1 - rate))
             reached *= rate
         return [*lengths, reached]

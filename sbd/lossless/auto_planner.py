@@ -64,27 +64,48 @@ class AutoPlanner(Planner):
         if drafts <= 0:
             return 0, (0,) if self.has_masks and self._worth_drafting(sequence) else ()
         lengths = self.table(sequence, draft.source).lengths(draft.confidences[:drafts])
-        rate, value = self._price(sequence, draft.source, lengths)
-        best = (-float("inf"), 0, 0)
-        for count in range(1, drafts + 1):
-            shorter = [*lengths[:count], sum(lengths[count:])]
+        if draft.candidates is None:
+            if draft.source == "mask":
+                self._remember(sequence, lengths)
+            price = self._price(sequence)
+            count, blocks = self._best(price, lengths, 0, drafts)
+        else:
+            price = self._price(sequence)  # by earlier drafts
+            count = self._stop(sequence, draft, drafts, price)
+            _, blocks = self._best(price, lengths, count, count)
+            self._remember(sequence, lengths)
+        return count, likeliest(_cut(lengths, count), blocks)
+
+    def _best(self, price: tuple[float, float], lengths: list[float], least: int, most: int) -> tuple[int, int]:
+        """How many of ``least`` .. ``most`` drafts and how many blocks gain the most; no draft is one plain row."""
+        rate, value = price
+        best = (-rate * self.costs(1), 0, 0) if least == 0 else (-float("inf"), 0, 0)
+        for count in range(max(1, least), most + 1):
+            shorter = _cut(lengths, count)
             accepted = sum(a * p for a, p in enumerate(shorter))
             for blocks in range(count + 2 if self.has_masks else 1):
                 covered = sum(shorter[a] for a in likeliest(shorter, blocks))
                 seconds = self._seconds(1 + count + blocks * self.block_size)
                 best = max(best, (accepted + covered * value - rate * seconds, count, blocks))
-        gain, count, blocks = best
-        if gain < -rate * self.costs(1):  # worse than one plain row
-            return 0, ()
-        shorter = [*lengths[:count], sum(lengths[count:])]
-        return count, likeliest(shorter, blocks)
+        return best[1:]
 
-    def _price(self, sequence: Sequence, source: str, lengths: list[float]) -> tuple[float, float]:
+    def _stop(self, sequence: Sequence, draft: Draft, most: int, price: tuple[float, float]) -> int:
+        """How many drafts to verify where each depends on those before it: stop before the first that is not worth it.
+
+        What is known of draft j + 1 when that is decided is its distribution, given the drafts up to j; of later ones,
+        what drafts of their offset did before.
+        """
+        table = self.table(sequence, draft.source)
+        for count in range(most):
+            lengths = table.lengths(draft.confidences[: count + 1], most)
+            if self._best(price, lengths, count, most)[0] == count:
+                return count
+        return most
+
+    def _price(self, sequence: Sequence) -> tuple[float, float]:
         """Tokens per second of the best policy, and what holding a mask draft is worth in tokens."""
         known, plain = self.prospects.get(sequence.index), 1 / self.costs(1)
-        if source == "mask":
-            known = self._remember(sequence, lengths)
-        elif known is None:
+        if known is None:
             return plain, UNTRIED
         drafting = self._rate(known)
         if not self.has_masks or drafting < MARGIN * plain:
@@ -93,7 +114,7 @@ class AutoPlanner(Planner):
         self.pauses.pop(self.batch_size, None)
         return drafting, max(0.0, drafting * self._seconds(1 + self.block_size) - 1)
 
-    def _remember(self, sequence: Sequence, lengths: list[float]) -> Prospects:
+    def _remember(self, sequence: Sequence, lengths: list[float]) -> None:
         """Take the chances of the acceptance lengths of a mask draft into the running means."""
         ranked = sorted(lengths, reverse=True)
         covered = [sum(ranked[:s]) for s in range(len(ranked) + 1)]
@@ -103,7 +124,6 @@ class AutoPlanner(Planner):
         if len(known.covered) == len(covered):  # a draft cut short by the token limit teaches nothing
             known.accepted = MEMORY * known.accepted + (1 - MEMORY) * accepted
             known.covered = [MEMORY * old + (1 - MEMORY) * new for old, new in zip(known.covered, covered, strict=True)]
-        return known
 
     def _rate(self, known: Prospects) -> float:
         """Tokens per second of the best policy that drafts with masks."""
@@ -138,3 +158,8 @@ class AutoPlanner(Planner):
             extra = min(extra, 2 * self.overhead + 0.5 * self.costs(1))
             self.overhead = MEMORY * self.overhead + (1 - MEMORY) * extra
             self._planned = None
+
+
+def _cut(lengths: list[float], count: int) -> list[float]:
+    """The chances of acceptance lengths if only ``count`` drafts are verified."""
+    return [*lengths[:count], sum(lengths[count:])]

@@ -24,13 +24,15 @@ from decoding.forward.model import warn_quantised_activations
 from decoding.forward.rows import RowList
 from decoding.forward.transfer import to_device
 from decoding.inputs.checks import check_choice, check_count, check_named, warn_untrained_size
-from decoding.sampling import LogitsPipeline, UniformStream, inverse_cdf, likeliest, of_tokens
+from decoding.sampling import LogitsPipeline, UniformStream, likeliest, of_tokens
 from decoding.verification import verify_greedy, verify_sampled
 from sbd.lossless.auto_planner import AutoPlanner
 from sbd.lossless.drafts import Draft, DraftSource, MaskDrafts, draft_sources
+from sbd.lossless.drawing import DependentDrafter, Drawn, draw_independent
 from sbd.lossless.planner import Planner
 from sbd.lossless.rectangles import draft_distributions, rectangle
 from sbd.lossless.state import SpeculativeState
+from sbd.selector import draft_selector
 
 DRAFTS = ("mask", "prompt_lookup", "both")
 MOST_ROWS = 16_384  # in a forward; far from paying, but masks of attention grow with them
@@ -49,6 +51,9 @@ class SelfSpeculativeDecoder(Decoder):
     draft: where drafts come from: "mask" rows; "prompt_lookup", what followed the last tokens when they occurred before,
         which needs no mask token and no training; "both", whichever promises more accepted tokens; or a DraftSource of
         one's own (:mod:`sbd.lossless.drafts`), the class or "module:Class", with "mask+" before it for both.
+    candidates: of each mask row, from which a selector (:mod:`sbd.selector`) chooses a draft that follows from the one
+        before it; 0 leaves the model's selector aside, so that mask rows draft independently of each other. By default 16
+        for a model that has a selector.
     mask_token_id: by default the one that the model's generation config names.
 
     Greedy text equals ``model.generate(do_sample=False)`` up to floating-point ties. Sampled text has the same
@@ -60,12 +65,15 @@ class SelfSpeculativeDecoder(Decoder):
     block_size: int = 8
     look_ahead: Literal["all", "alternate", "auto"] | int = "all"
     draft: str | Callable[[], DraftSource] = "mask"
+    candidates: int | None = None
     mask_token_id: int | None = None
 
     def __post_init__(self) -> None:
         check_count("block_size", self.block_size, 2)
         check_named("draft", self.draft, DRAFTS)
         draft_sources(self.draft)  # what is named can be imported
+        if self.candidates is not None:
+            check_count("candidates", self.candidates, 0)
         if isinstance(self.look_ahead, str):
             check_choice("look_ahead", self.look_ahead, ("all", "alternate", "auto"))
         else:
@@ -98,6 +106,8 @@ class SelfSpeculativeDecoder(Decoder):
                 f"most are {MOST_ROWS}; choose smaller blocks, or a number for look_ahead"
             )
         warn_quantised_activations(model, type(self).__name__)
+        if self.candidates and draft_selector(model) is None:
+            raise ValueError(f"candidates must be 0 for a model without a draft selector, got {self.candidates}")
         if self.needs_mask_token:
             warn_untrained_size(model, self.block_size)
 
@@ -107,6 +117,8 @@ class SelfSpeculativeDecoder(Decoder):
             batch.state = AutoPlanner(self.block_size, self.needs_mask_token, engine, len(batch.sequences), shared)
         else:
             batch.state = Planner(self.block_size, self.look_ahead, self.needs_mask_token, shared)
+        if self.needs_mask_token:
+            batch.state.drafter = DependentDrafter.of_model(engine.model, self.candidates)
         for sequence in batch.sequences:
             self._start(sequence, engine)
 
@@ -143,14 +155,13 @@ class SelfSpeculativeDecoder(Decoder):
         sequences, states = step.sequences, [sequence.state for sequence in step.sequences]
         accepted, token, known = self._verify(batch, step)
         decided = [accepted[:, None], token[:, None]]
-        hidden = None
-        if any(state.blocks for state in states):
-            hidden, drafts, confidences = self._draft(batch, step, accepted)
-            decided += [drafts, confidences]
+        drawn = self._draft(batch, step, accepted, token) if any(state.blocks for state in states) else None
+        if drawn is not None:
+            decided += [drawn.tokens, drawn.confidences]
         # In float32, which holds the ids of tokens below 2**24.
         table = torch.cat([*decided, *known.values()], dim=1).tolist()
 
-        count = 0 if hidden is None else self.block_size - 1
+        count = 0 if drawn is None else self.block_size - 1
         width = max(len(state.checked) for state in states)
         for i, (sequence, state, row) in enumerate(zip(sequences, states, table, strict=True)):
             length, drafts, confidences = int(row[0]), row[2 : 2 + count], row[2 + count : 2 + 2 * count]
@@ -161,7 +172,8 @@ class SelfSpeculativeDecoder(Decoder):
             if length in state.blocks and not sequence.finished:
                 state.uniforms.advance(count if batch.pipeline.do_sample else 0)
                 held = Draft([int(draft) for draft in drafts], confidences)
-                held.hidden = hidden[i] if hidden is not None and batch.pipeline.do_sample else None
+                if drawn is not None and batch.pipeline.do_sample:
+                    held.hidden, held.candidates = drawn.drawn_from(i)
                 held = held.shortened(sum(c == c for c in confidences))  # where logits are nan, nothing was drafted
             for source in state.sources:
                 if isinstance(source, MaskDrafts):
@@ -189,10 +201,7 @@ class SelfSpeculativeDecoder(Decoder):
         return best or Draft()
 
     def _verify(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """How many drafts of each sequence pass [B], the token that follows them [B], and log-probabilities [B, M + 1].
-
-        The log-probabilities are those that the batch wants, by the names that they have in a sequence.
-        """
+        """How many drafts of each sequence pass [B], the token behind them [B], wanted log-probabilities [B, M + 1] by name."""
         states = [sequence.state for sequence in step.sequences]
         scores, drawn_from, wanted = self._scores(batch, step)
         counts = [len(state.draft.tokens) for state in states]
@@ -201,7 +210,7 @@ class SelfSpeculativeDecoder(Decoder):
         drafts = to_device(padded, scores.device, torch.long).view(len(states), most)
         lengths = None if min(counts) == most else to_device(counts, scores.device)
         if batch.pipeline.do_sample:
-            q = None if drawn_from is None else draft_distributions(states, drawn_from.softmax(-1), drafts)
+            q = draft_distributions(states, drawn_from, drafts, scores.shape[-1])
             numbers = [state.uniforms.peek(n + 1).tolist() for state, n in zip(states, counts, strict=True)]
             uniform = torch.tensor(
                 [u[:-1] + [0.0] * (most + 1 - len(u)) + u[-1:] for u in numbers], dtype=torch.float64
@@ -245,8 +254,8 @@ class SelfSpeculativeDecoder(Decoder):
             wanted["sampled_logprobs"] = scores.log_softmax(-1)
         return scores, drawn_from if len(hidden) > 1 else None, wanted
 
-    def _draft(self, batch: Batch, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the look-ahead blocks of the ``accepted`` lengths [B] drafted: states [B, k - 1, D], tokens, confidences.
+    def _draft(self, batch: Batch, step: Step, accepted: Tensor, token: Tensor) -> Drawn:
+        """What the look-ahead blocks of the ``accepted`` lengths [B] draft behind ``token`` [B], k - 1 tokens of each.
 
         A block's first mask stands where the token behind the accepted drafts went, so it drafts nothing. Where no block
         was provided for the length that came true, the result means nothing.
@@ -260,16 +269,14 @@ class SelfSpeculativeDecoder(Decoder):
         ]
         device = accepted.device
         rows = to_device(first, device).gather(1, accepted[:, None]) + torch.arange(count, device=device)
-        hidden = step.hidden_states.flatten(0, 1).index_select(0, rows.flatten())
-        # Only processors that look at nothing but logits: any distribution may draft, as long as it is the one tested.
-        scores = batch.pipeline.process(step.head(hidden))
-        probabilities = scores.softmax(-1)
+        hidden = step.hidden_states.flatten(0, 1).index_select(0, rows.flatten()).view(len(states), count, -1)
+        uniform = None
         if batch.pipeline.do_sample:
-            uniform = to_device(torch.cat([state.uniforms.peek(count) for state in states]), device)
-            tokens = inverse_cdf(probabilities, uniform)
-        else:
-            tokens = scores.argmax(-1)
-        return hidden.view(len(states), count, -1), tokens.view(-1, count), probabilities.amax(-1).view(-1, count)
+            uniform = to_device(torch.stack([state.uniforms.peek(count) for state in states]), device)
+        drafter = batch.state.drafter
+        if drafter is None:
+            return draw_independent(batch.pipeline, step.head, hidden, uniform)
+        return drafter.draw(batch.pipeline, step.head, hidden, token, uniform)
 
     def _commit(
         self, batch: Batch, sequence: Sequence, accepted: int, token: int, logprobs: dict[str, list[float]]

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from decoding.inputs.checks import check_named, named_object
+from sbd.lossless.drawing import Candidates
 
 
 @dataclass
@@ -17,6 +18,7 @@ class Draft:
         seen; for mask rows the largest probability of the row.
     hidden: [M, D] states whose head gives the distributions that the tokens were drawn from, independently; None for
         tokens that come from anywhere else.
+    candidates: the distributions that they were drawn from one after the other, where each depends on the tokens before it.
     source: name of the DraftSource.
     """
 
@@ -24,10 +26,17 @@ class Draft:
     confidences: list[float] = field(default_factory=list)
     hidden: Tensor | None = None
     source: str = "mask"
+    candidates: Candidates | None = None
+
+    @property
+    def known_confidences(self) -> list[float]:
+        """Those that do not depend on what was drawn from the distributions of this draft."""
+        return self.confidences if self.candidates is None else self.confidences[:1]
 
     def shortened(self, count: int) -> "Draft":
         hidden = None if self.hidden is None or not count else self.hidden[:count]
-        return Draft(self.tokens[:count], self.confidences[:count], hidden, self.source)
+        candidates = None if self.candidates is None or not count else self.candidates[:count]
+        return Draft(self.tokens[:count], self.confidences[:count], hidden, self.source, candidates)
 
 
 class DraftSource(Protocol):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from decoding.batch import Sequence
 from sbd.lossless.acceptance import AcceptanceTable
 from sbd.lossless.drafts import Draft
+from sbd.lossless.drawing import DependentDrafter
 
 
 class Planner:
@@ -19,6 +20,7 @@ class Planner:
         self.look_ahead = look_ahead
         self.has_masks = has_masks
         self.shared = shared
+        self.drafter: DependentDrafter | None = None  # of the run, where drafts depend on each other
         self._tables: dict[tuple[str, int], AcceptanceTable] = defaultdict(lambda: AcceptanceTable(block_size - 1))
 
     def table(self, sequence: Sequence, source: str) -> AcceptanceTable:
@@ -30,14 +32,18 @@ class Planner:
         self.table(sequence, draft.source).record(draft.confidences, accepted)
 
     def expected(self, sequence: Sequence, draft: Draft) -> float:
-        """How many tokens of a draft will be accepted, by the running estimates."""
-        return sum(a * p for a, p in enumerate(self.table(sequence, draft.source).lengths(draft.confidences)))
+        """How many tokens of a draft will be accepted, by the running estimates; never by what was drawn for it."""
+        lengths = self.table(sequence, draft.source).lengths(draft.known_confidences, len(draft.tokens))
+        return sum(a * p for a, p in enumerate(lengths))
 
     def choose(self, sequence: Sequence, draft: Draft) -> tuple[int, tuple[int, ...]]:
         """How many drafts to verify, and the acceptance lengths to provide for, ascending.
 
-        The number of drafts depends on their distributions alone, never on the tokens that were drawn: else the ratio
-        test would be biased.
+        Whether draft j is verified may depend on its distribution and on all that was drawn before it, never on the token
+        that was drawn for it or on anything later: else the ratio test would be biased. Independent drafts have
+        distributions that depend on no draft, so theirs may all be looked at; where drafts depend on each other a stopping
+        rule decides, from the left. The lengths that are provided for may depend on anything: what they give is verified
+        by the next forward.
         """
         drafts = min(len(draft.tokens), sequence.room - 1)
         if not self.has_masks:

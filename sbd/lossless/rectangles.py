@@ -7,15 +7,25 @@ from decoding.forward.transfer import to_device
 from sbd.lossless.state import SpeculativeState
 
 
-def draft_distributions(states: list[SpeculativeState], drawn_from: Tensor, drafts: Tensor) -> Tensor:
-    """q [B, M, V] of ``drafts`` [B, M]: the distributions ``drawn_from`` [N, V], all mass on the token for other sources."""
-    drawn = [i for i, state in enumerate(states) if state.draft.hidden is not None]
-    table = rectangle(drawn_from, [len(states[i].draft.tokens) - 1 for i in drawn])
-    if len(drawn) == len(states) and table.shape[1] == drafts.shape[1]:
-        return table
-    every = torch.zeros(*drafts.shape, drawn_from.shape[-1], dtype=drawn_from.dtype, device=drawn_from.device)
-    every.scatter_(2, drafts[..., None], 1)
-    every[to_device(drawn, drawn_from.device), : table.shape[1]] = table
+def draft_distributions(
+    states: list[SpeculativeState], drawn_from: Tensor | None, drafts: Tensor, vocab_size: int
+) -> Tensor | None:
+    """q [B, M, V] of ``drafts`` [B, M], all mass on the token for sources other than mask rows; None if there are no others.
+
+    drawn_from: processed logits [N, V] of the rows that independent drafts were drawn from.
+    """
+    alone = [i for i, state in enumerate(states) if state.draft.hidden is not None]
+    in_turn = [(i, state.draft.candidates) for i, state in enumerate(states) if state.draft.candidates is not None]
+    if drawn_from is None and not in_turn:
+        return None
+    every = torch.zeros(*drafts.shape, vocab_size, device=drafts.device).scatter_(2, drafts[..., None], 1)
+    if drawn_from is not None:
+        own = rectangle(drawn_from.softmax(-1), [len(states[i].draft.tokens) - 1 for i in alone])
+        if len(alone) == len(states) and own.shape[1] == drafts.shape[1]:
+            return own
+        every[to_device(alone, drafts.device), : own.shape[1]] = own
+    for i, candidates in in_turn:
+        every[i, : len(candidates.ids)] = candidates.spread(vocab_size)
     return every
 
 

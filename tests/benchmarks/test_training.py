@@ -1,6 +1,5 @@
 """The table of options and the cost of a step: every run once, figures from the runs themselves."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,9 +8,17 @@ import torch
 
 from benchmarks.command import main
 from benchmarks.training import ablation, shapes
-from benchmarks.training.ablation import DEFAULTS, VARIANTS, Variant, as_markdown, run_variants
+from benchmarks.training.ablation import (
+    DECIDING,
+    DEFAULTS,
+    OF_TUNING,
+    VARIANTS,
+    Variant,
+    as_markdown,
+    run_variants,
+)
 from benchmarks.training.step_cost import contenders, measure_steps, share_of_peak, step_cost
-from decoding.forward.adapter import gated_adapter
+from decoding.forward.adapter import LINEAR_LAYERS, gated_adapter
 from finetune import TrainingReport
 from finetune.tuning import Tuning
 
@@ -25,7 +32,13 @@ REPORT = TrainingReport(
     machine="1 CPU core",
     dtype="float32",
     command="setflow finetune",
-    measured={"acceptance_0": 0.5, "acceptance_1": 0.3, "matp_loss": 2.0, "tokens_per_forward/ntp": 1.0}
+    measured={
+        "acceptance_0": 0.5,
+        "acceptance_1": 0.3,
+        "matp_loss": 2.0,
+        "expected_tau": 1.75,
+        "tokens_per_forward/ntp": 1.0,
+    }
     | {"tokens_per_forward/sbd-lossless:block_size=8": 1.5},
     held_out_before={"own": 1.25},
     held_out_next_token_loss_nats={"own": 1.26},
@@ -50,28 +63,34 @@ def started(monkeypatch):
 
 
 def test_each_variant_changes_one_option_and_runs_once(recipe, started):
-    told = []
-    rows = run_variants(recipe(), 7, told=told.append)
+    told, chosen = [], recipe(decoder="sbd-lossless:block_size=8")
+    rows = run_variants(chosen, 7, seeds=2, told=told.append)
     assert rows == told and [row["options"] for row in rows] == [Variant(changes).name for changes in VARIANTS]
-    assert len(started) == len(VARIANTS) == len({chosen.output for chosen in started})
-    for changes, chosen in zip(VARIANTS, started, strict=True):
+    runs = [(changes, seed) for changes in VARIANTS for seed in ((1, 2) if changes in DECIDING else (1,))]
+    assert len(started) == len(runs) == len({run.output for run in started})
+    for (changes, seed), run in zip(runs, started, strict=True):
         wanted = DEFAULTS | changes
-        assert chosen.tuning == Tuning("gated", wanted.pop("rank"))
-        assert chosen.objective_options == wanted and chosen.training["max_steps"] == 7
-    assert run_variants(recipe(), 7) == rows and len(started) == len(VARIANTS)
-    run_variants(recipe(), 8)
-    assert len(started) == 2 * len(VARIANTS)
+        rank, over, targets = wanted.pop("rank"), wanted.pop("alpha_over_rank"), wanted.pop("targets")
+        names = LINEAR_LAYERS if targets == "all" else (targets,)
+        assert run.tuning == Tuning("gated", rank, rank * over, targets=names)
+        assert run.objective_options == wanted
+        assert run.training["max_steps"] == 7 and run.training["seed"] == seed
+        run.build_objective()
+    assert started[0].measure.decoders[1:3] == tuple(f"{chosen.decoder},candidates={n}" for n in (0, 4))
+    assert run_variants(chosen, 7, seeds=2) == rows and len(started) == len(runs)
+    run_variants(chosen, 8, seeds=2)
+    assert len(started) == 2 * len(runs)
 
 
-def test_ranks_have_no_place_where_all_weights_are_trained(recipe, started):
-    run_variants(recipe(), 7, "full")
-    assert len(started) == sum("rank" not in changes for changes in VARIANTS)
+def test_adapters_have_no_place_where_all_weights_are_trained(recipe, started):
+    run_variants(recipe(decoder="sbd-lossless:block_size=8"), 7, "full")
+    assert len(started) == sum(not changes.keys() & set(OF_TUNING) for changes in VARIANTS)
     assert all(chosen.tuning.kind == "full" for chosen in started)
 
 
 def test_the_table_holds_the_figures(recipe, started):
-    table = as_markdown(run_variants(dataclasses.replace(recipe()), 7), "title")
-    assert "| defaults | 1.50 | 0.400 | 2.000 | 1.260 (1.250) |" in table
+    table = as_markdown(run_variants(recipe(decoder="sbd-lossless:block_size=8"), 7), "title")
+    assert "| defaults | 1 | 1.50 | 0.00 | 1.75 | 0.400 | 1.260 |" in table
     assert table.count("\n| ") == 1 + len(VARIANTS)
 
 

@@ -118,6 +118,53 @@ def test_ratio_test_on_drafts_drawn_in_another_order_does_not(tables):
     assert total_variation(emitted_distribution(p, refined(joint, p), None), chain_distribution(p)) < 1e-12
 
 
+# Drafts that depend on each other: q_j holds given the drafts before it.
+
+
+@pytest.fixture
+def dependent(tables):
+    """p, and q(d_j | d_<j) for every prefix, a distribution of its own each time."""
+    p, _ = tables
+    generator = torch.Generator().manual_seed(4)
+    prefixes = [prefix for n in range(LENGTH) for prefix in itertools.product(range(V), repeat=n)]
+    return p, {
+        prefix: torch.randn(V, generator=generator, dtype=torch.float64).mul(2).softmax(0) for prefix in prefixes
+    }
+
+
+def emitted_by_dependent(p, q, length_of):
+    """Exact distribution where the first ``length_of(draft, realised)`` tokens of a draft meet the ratio test."""
+    emitted = torch.zeros((V,) * LENGTH, dtype=torch.float64)
+    for draft in itertools.product(range(V), repeat=LENGTH):
+        odds = torch.stack([q[draft[:j]][d] for j, d in enumerate(draft)]).prod()
+        realised = [q[draft[:j]] for j in range(LENGTH)]
+        emitted += emitted_distribution(p, [(draft[: length_of(draft, realised)], odds)], realised)
+    return emitted
+
+
+def stopping_rule(draft, realised):
+    """Stop before the first draft whose distribution, given the ones before it, is not sure enough."""
+    return next((j for j, q in enumerate(realised) if q.max() < 0.5), LENGTH)
+
+
+def later_distribution(draft, realised):
+    """Nothing where the second draft's distribution is not sure enough, which the first draft decides."""
+    return 0 if realised[1].max() < 0.7 else LENGTH
+
+
+def test_ratio_test_on_dependent_drafts_is_exact_under_a_stopping_rule(dependent):
+    p, q = dependent
+    assert total_variation(emitted_by_dependent(p, q, lambda *_: LENGTH), chain_distribution(p)) < 1e-12
+    lengths = {stopping_rule(d, [q[d[:j]] for j in range(3)]) for d in itertools.product(range(V), repeat=3)}
+    assert len(lengths) > 2
+    assert total_variation(emitted_by_dependent(p, q, stopping_rule), chain_distribution(p)) < 1e-12
+
+
+def test_ratio_test_on_dependent_drafts_counted_by_a_later_distribution_is_not(dependent):
+    p, q = dependent
+    assert total_variation(emitted_by_dependent(p, q, later_distribution), chain_distribution(p)) > 0.01
+
+
 def many(count: int, p, draft: list[int], q):
     """The same drafts for ``count`` sequences, as ``verify_sampled`` takes them."""
     drafts, lengths = torch.tensor([draft]).expand(count, -1), torch.full((count,), len(draft))

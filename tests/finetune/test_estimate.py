@@ -12,6 +12,7 @@ from finetune.estimate import KNOWN, Estimate, layer_bytes
 from finetune.recipe_file import RECIPES as RECIPE_FOLDER
 from rpt import ResampleObjective
 from sbd import SetBlockObjective
+from sbd.selector import attach_selector
 from tests.conftest import build
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 320, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -121,6 +122,12 @@ def test_what_is_trained_is_counted(fresh_model):
     gated = of(model, recipe(tuning={"kind": "gated", "rank": 4}))
     assert gated.trained == sum(p.numel() for p in adapter.parameters())
     assert of(model, recipe()).trained == sum(p.numel() for p in model.parameters())
+    options = {"selector": 5}
+    alone = of(model, recipe(tuning={"kind": "selector"}, objective_options=options, decoder=None))
+    both = of(model, recipe(tuning={"kind": "gated", "rank": 4}, objective_options=options))
+    count = sum(p.numel() for p in attach_selector(model, 5).parameters())
+    assert alone.trained == count and both.trained == gated.trained + count
+    assert alone.activations < gated.activations
 
 
 def test_memory_is_shared_where_weights_are_trained():

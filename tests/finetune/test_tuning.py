@@ -12,6 +12,7 @@ from decoding.inputs.source import ADAPTER_FILE
 from finetune import finetune
 from finetune.tuning import merge_adapter
 from sbd import SelfSpeculativeDecoder
+from sbd.selector import draft_selector
 from setflow.loading import default_spec, load_model
 from tests.conftest import EOS
 
@@ -37,6 +38,36 @@ def tuned(recipe, base):
         return finetune(recipe(save_dtype="float32", decoder=LOSSLESS, **changes))
 
     return run
+
+
+@pytest.mark.parametrize("kind", ["full", "gated"])
+def test_a_selector_is_trained_on_a_model_that_drafts_already(tuned, recipe, tmp_path, kind):
+    """Its folder holds nothing else, and what it stands on is found from there."""
+    tuned(kind, objective_options={"block_sizes": [4]})
+    changes = {"model": str(tmp_path / "out"), "new_model": None, "tokenizer": None, "tuning": {"kind": "selector"}}
+    options = {"block_sizes": [4], "selector": 3, "distill": 1.0, "divergence": "hybrid", "position_weights": "dpace"}
+    measure = {"decoders": [LOSSLESS, f"{LOSSLESS},candidates=0"], "prompts": 2, "max_new_tokens": 8, "rows": 2}
+    report = finetune(recipe("selector", objective_options=options, measure=measure, **changes))
+    assert not list((tmp_path / "selector").glob("model*")) and not (tmp_path / "selector" / WEIGHTS_FILE).exists()
+    before, _ = load_model(str(tmp_path / "out"), torch.float32)
+    after, _ = load_model(str(tmp_path / "selector"), torch.float32)
+    learned = draft_selector(after).state_dict()
+    assert draft_selector(before) is None and learned["correction.weight"].any()
+    rest = {name: weight for name, weight in after.state_dict().items() if not name.startswith("draft_selector")}
+    assert rest.keys() == before.state_dict().keys()
+    assert all(torch.equal(weight, before.state_dict()[name]) for name, weight in rest.items())
+    assert default_spec(after) == LOSSLESS
+    assert report.measured["expected_tau"] >= 1 and report.measured[f"same_text/{LOSSLESS}"] == 1
+    assert f"{report.measured['expected_tau']:.2f}" in (tmp_path / "selector" / "README.md").read_text()
+    assert {"acceptance", "expected_tau", "distill_loss"} <= report.log[0].keys()
+
+
+def test_a_selector_needs_a_rank_and_no_decoder(recipe, base):
+    changes = {"new_model": None, "tokenizer": None, "model": base, "tuning": {"kind": "selector"}}
+    with pytest.raises(ValueError, match="tuning.kind: selector needs the rank of one, objective_options.selector"):
+        recipe(**changes)
+    with pytest.raises(ValueError, match="tuning.kind selector .* leave decoder out"):
+        recipe(objective_options={"selector": 4}, decoder=LOSSLESS, **changes)
 
 
 def logits(model) -> torch.Tensor:

@@ -21,7 +21,7 @@ def mask_of(document_ids: torch.Tensor, size: int, copies: int = 1, loss_mask=No
     packing = Packing.from_document_ids(document_ids)
     grid = BlockGrid.from_packing(packing, ~packing.is_padding if loss_mask is None else loss_mask, size, phase)
     rows = document_ids.shape[1] * (1 + copies)
-    return set_block_visibility(packing, grid, copies).as_bool(rows)[0, 0], grid
+    return set_block_visibility(packing, [grid] * copies).as_bool(rows)[0, 0], grid
 
 
 def clauses(length: int, size: int) -> torch.Tensor:

@@ -69,7 +69,7 @@ def test_clean_rows_and_their_keys_are_bit_identical(fresh_model, family):
         cache = DynamicCache()
         with marked_block_rows(is_block), torch.no_grad():
             hidden = run_trunk(
-                model, rows, packing.position.repeat(1, 2), set_block_visibility(packing, blocks), 40, cache
+                model, rows, packing.position.repeat(1, 2), set_block_visibility(packing, [blocks]), 40, cache
             )
         return hidden, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
 

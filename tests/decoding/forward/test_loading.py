@@ -10,6 +10,7 @@ from decoding.forward.adapter import GatedAdapter, gated_adapter
 from decoding.forward.loading import EXTRAS, LOW_RANK_FILE, load_model
 from decoding.inputs.source import check_source
 from rpt import OFFSET_CODE_FILE, ResampleConfig, attach_offset_code, save_offset_code
+from sbd.selector import attach_selector
 
 
 @pytest.fixture
@@ -32,6 +33,8 @@ def saved(fresh_model, tokenizer, tmp_path):
             torch.nn.init.normal_(term.up)
         adapter.attach(model)
         adapter.save(model, folder, torch.float32)
+        selector = attach_selector(model, 2).bfloat16()  # as it is saved
+        selector.float().save(model, folder, ".")
         tokenizer.save_pretrained(folder)
         return folder, model
 

@@ -55,11 +55,11 @@ def test_two_forwards_are_one(fresh_model, forwards, family, levelled):
     found = []
     for two in (True, False):
         rows = forwards(two)
-        found.append(run_copies(model, TOKENS, NOISY, PACKING, BLOCKS, levels=levels))
+        found.append(run_copies(model, TOKENS, NOISY, PACKING, [BLOCKS, BLOCKS], levels=levels))
         assert rows == ([LENGTH, 2 * LENGTH] if two else [3 * LENGTH])
     for ours, reference in zip(*found, strict=True):
         torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
-    plain = run_copies(fresh_model(family, torch.float64), TOKENS, NOISY, PACKING, BLOCKS)
+    plain = run_copies(fresh_model(family, torch.float64), TOKENS, NOISY, PACKING, [BLOCKS, BLOCKS])
     assert torch.equal(plain[0], found[1][0])  # the clean copy meets neither level nor adapter
     assert all((ours - other).abs().max() > 1e-3 for ours, other in zip(found[1][1:], plain[1:], strict=True))
 
@@ -69,10 +69,10 @@ def test_levels_of_none_change_nothing(fresh_model, forwards):
     add_noise_level_rows(model)
     model.get_input_embeddings().weight[-9:] = 1.0
     forwards(False)
-    without = run_copies(model, TOKENS, NOISY[:1], PACKING, BLOCKS)
+    without = run_copies(model, TOKENS, NOISY[:1], PACKING, [BLOCKS])
     levels = torch.full_like(TOKENS, NONE)
     for ours, reference in zip(
-        run_copies(model, TOKENS, NOISY[:1], PACKING, BLOCKS, levels=levels), without, strict=True
+        run_copies(model, TOKENS, NOISY[:1], PACKING, [BLOCKS], levels=levels), without, strict=True
     ):
         assert torch.equal(ours, reference)
 
@@ -80,9 +80,9 @@ def test_levels_of_none_change_nothing(fresh_model, forwards):
 def test_a_frozen_clean_copy_has_no_gradient(fresh_model, forwards):
     model = fresh_model("llama").requires_grad_(True)
     rows = forwards(False)
-    clean, noisy = run_copies(model, TOKENS, NOISY[:1], PACKING, BLOCKS, frozen_clean=True)
+    clean, noisy = run_copies(model, TOKENS, NOISY[:1], PACKING, [BLOCKS], frozen_clean=True)
     assert rows == [LENGTH, LENGTH] and not clean.requires_grad and noisy.requires_grad
-    free = run_copies(model, TOKENS, NOISY[:1], PACKING, BLOCKS)
+    free = run_copies(model, TOKENS, NOISY[:1], PACKING, [BLOCKS])
     torch.testing.assert_close(noisy, free[1], rtol=1e-5, atol=1e-5)
 
 
