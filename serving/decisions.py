@@ -79,9 +79,7 @@ def reveal(
     chosen = torch.zeros_like(blocks.masked)
     for rule, is_for in rules:
         chosen |= rule(scores, blocks.masked, first) & is_for[:, None]
-    return OpenBlocks(
-        torch.where(chosen, tokens.clamp_min(0), blocks.tokens), blocks.masked & ~chosen, blocks.lengths
-    )
+    return OpenBlocks(torch.where(chosen, tokens.clamp_min(0), blocks.tokens), blocks.masked & ~chosen, blocks.lengths)
 
 
 def emitted_prefix(blocks: OpenBlocks, by_prefix: Tensor, ends: Tensor, room: Tensor) -> Tensor:

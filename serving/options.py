@@ -78,9 +78,7 @@ def options_from_spec(spec: str) -> DecoderOptions:
     if decoder.revision is not None:
         raise ValueError(f"revise: a server has no revisions, got {decoder.revision!r}; leave it out")
     anchor = decoder.anchor or decoder.block_size == 1  # a block of one is next-token decoding
-    return DecoderOptions(
-        "sbd", decoder.block_size, decoder.rule, anchor, decoder.commit, decoder.entropy_from
-    )
+    return DecoderOptions("sbd", decoder.block_size, decoder.rule, anchor, decoder.commit, decoder.entropy_from)
 
 
 def served_spec(spec: str) -> str:

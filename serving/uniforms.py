@@ -3,7 +3,6 @@
 Not on the batch around the request, nor on how many forwards there were: after a preemption the same numbers come again.
 """
 
-import torch
 from torch import Tensor
 
 TEST, DRAW = 0, 1  # what a number is for: the test of a draft at a position, or the token there

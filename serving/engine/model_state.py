@@ -91,7 +91,14 @@ class BlockModelState(DefaultModelState):
         if input_batch.num_draft_tokens_per_req is None:  # a dummy run, all of it text
             self._step = None
             return super().prepare_attn(
-                input_batch, cudagraph_mode, block_tables, slot_mappings, attn_groups, kv_cache_config, for_capture, ubatch_idx
+                input_batch,
+                cudagraph_mode,
+                block_tables,
+                slot_mappings,
+                attn_groups,
+                kv_cache_config,
+                for_capture,
+                ubatch_idx,
             )
         layout = self._plan(input_batch)
         virtual = virtual_requests(layout, input_batch.num_computed_tokens_np.astype(np.int64))

@@ -96,7 +96,15 @@ class _Step:
             rows[:, 0] = torch.where(first[:, 0], self._put(layout.logit_starts[which]), own[:, 0])
         is_greedy, uniform = self._chance(which, self._positions(own), DRAW)
         blocks = reveal(
-            blocks, self.raw, self.processed, rows, first, self._rules(which), self._scores_raw(which), is_greedy, uniform
+            blocks,
+            self.raw,
+            self.processed,
+            rows,
+            first,
+            self._rules(which),
+            self._scores_raw(which),
+            is_greedy,
+            uniform,
         )
         room = self._put(state.req_states.max_seq_len[self.slots[which]]) - state.req_states.total_len.gpu[slots]
         by_prefix = self._put(state.by_prefix[self.slots[which]])

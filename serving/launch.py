@@ -1,0 +1,121 @@
+"""How vLLM is started: what its processes must find in their environment, and the two doors, a server and an engine.
+
+Nothing here is needed where vLLM runs as its own makers meant it, on a GPU; without one its newer model runner, which alone
+can decode blocks, wants a Triton that is on no index, and is given the interpreter of the one that is.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from decoding.forward.adapter import base_of, holds_adapter
+from decoding.inputs.source import check_source, located
+from serving.options import request_spec
+
+CPU_SITE = Path(__file__).parent / "cpu_site"
+NO_DECODER = "none"
+HOW_TO_INSTALL = (
+    "vLLM is not installed: on a machine with a GPU say pip install 'setflow[vllm]' in an environment of its own; in a clone "
+    "`make .venv-vllm` makes one, also without a GPU"
+)
+
+
+def load(model: str, decoder: str | None = None, *, block_size: int | None = None, **settings: Any) -> Any:
+    """A ``vllm.LLM`` of the model in folder ``model`` or by that name on the hub, with our decoders.
+
+    decoder: a spec, by default the one that the model names; "none" is vLLM's own decoding. block_size: the largest that a
+    request may ask for. settings: as ``vllm.LLM`` takes them. Raises ValueError without vLLM, and for what cannot be served.
+
+        llm = serving.load("FOLDER", max_model_len=2048)
+        llm.generate(prompts, SamplingParams(max_tokens=200, temperature=0, extra_args={"decoder": "sbd-lossless"}))
+    """
+    check_installed()
+    source, own = what_to_serve(model, decoder, block_size)
+    os.environ.update(environment(os.environ))
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        runpy.run_path(str(CPU_SITE / "sitecustomize.py"))
+    from vllm import LLM
+
+    extra = {**settings.pop("additional_config", {}), **own}
+    return LLM(source, additional_config=extra, **settings)
+
+
+def server_command(
+    model: str, decoder: str | None, block_size: int | None, arguments: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The command that serves ``model`` over HTTP, and its environment. arguments: vLLM's own, which come last.
+
+    Raises ValueError without vLLM, and for what cannot be served.
+    """
+    check_installed()
+    source, own = what_to_serve(model, decoder, block_size)
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    command = [sys.executable, "-m"]
+    if _has_metadata():
+        command += ["vllm.entrypoints.cli.main", "serve", source]
+    else:  # the CPU build is a distribution by another name, for which vLLM's command line does not look
+        command += ["vllm.entrypoints.openai.api_server", "--model", source]
+    if "--host" not in given:
+        command += ["--host", "127.0.0.1"]  # vLLM's default is every address of the machine
+    if own:
+        if "--additional-config" in given:
+            raise ValueError("--additional-config cannot be given together with --decoder or --block-size")
+        command += ["--additional-config", json.dumps(own)]
+    return [*command, *arguments], environment(os.environ)
+
+
+def what_to_serve(model: str, decoder: str | None, block_size: int | None) -> tuple[str, dict[str, Any]]:
+    """The model that vLLM loads, and what our config hook must know beside it; an adapter is served on its base model.
+
+    Raises ValueError for a model that cannot be, or a decoder that a server does not have.
+    """
+    check_source(model)
+    if decoder is not None and decoder != NO_DECODER:
+        try:
+            request_spec("ntp", {"decoder": decoder})
+        except ValueError as error:
+            raise ValueError(f"{error} (or {NO_DECODER}, for vLLM's own decoding)") from None
+    source = located(model)
+    wishes = {"decoder": decoder, "block_size": block_size}
+    if holds_adapter(source):
+        wishes["adapter"] = source
+        source = base_of(source)
+    wishes = {key: value for key, value in wishes.items() if value is not None}
+    return source, {"setflow": wishes} if wishes else {}
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """``given`` and what vLLM's processes need besides."""
+    ours = dict(given)
+    ours.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+    if not _has_gpu():
+        ours.setdefault("TRITON_INTERPRET", "1")
+        paths = [str(CPU_SITE), *filter(None, given.get("PYTHONPATH", "").split(os.pathsep))]
+        ours["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return ours
+
+
+def check_installed() -> None:
+    """Raise ValueError, which says how to install it, without vLLM."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(HOW_TO_INSTALL)
+
+
+def _has_metadata() -> bool:
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
