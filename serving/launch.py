@@ -19,8 +19,8 @@ from decoding.inputs.source import ADAPTER_FILE, check_source, located
 CPU_SITE = Path(__file__).parent / "cpu_site"
 NO_DECODER = "none"
 HOW_TO_INSTALL = (
-    "vLLM is not installed: on a machine with a GPU say pip install 'setflow[vllm]' in an environment of its own; in a clone "
-    "`make .venv-vllm` makes one, also without a GPU"
+    "vLLM is not installed here: say pip install 'setflow[vllm]' in an environment of its own; in a clone `make test-vllm` "
+    "makes one, .venv-vllm, also on a machine without a GPU"
 )
 
 

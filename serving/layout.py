@@ -22,8 +22,8 @@ class SlotTable:
 
     @classmethod
     def empty(cls, slots: int) -> "SlotTable":
-        flags = (np.zeros(slots, dtype=bool) for _ in range(3))
-        return cls(*flags, np.ones(slots, dtype=np.int64))
+        lossless, set_block, anchored = np.zeros((3, slots), dtype=bool)
+        return cls(lossless, set_block, anchored, np.ones(slots, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,12 @@ def cached_options(spec: str) -> DecoderOptions:
 
 def request_options(default: str, largest_block: int, wishes: Mapping[str, Any] | None) -> DecoderOptions:
     """What a request with these ``extra_args`` runs with; ValueError if that is wider than the server's canvas."""
-    options = cached_options(request_spec(default, wishes))
-    if options.kind != "ntp":
-        check_count("block_size (of a request)", options.block_size, 1, largest_block)
+    spec = request_spec(default, wishes)
+    size = _parts(spec)[1].get("block_size", "")
+    if size.isdigit() and int(size) > largest_block:
+        check_count("block_size (of a request)", int(size), 1, largest_block)
+    options = cached_options(spec)
+    check_count("block_size (of a request)", options.block_size, 1, largest_block)  # by default, where it names none
     return options
 
 

@@ -53,9 +53,9 @@ def attach_adapter(model: Any, folder: str, mask_token_id: int, block_rows: Tens
         raise ValueError(f"the adapter in {folder!r} does not fit this model: it has no layer {sorted(terms)[0]}")
     embedding = model.model.embed_tokens
     if isinstance(embedding, nn.Module) and hasattr(embedding, "weight"):
-        vector = weights["mask_embedding"].to(embedding.weight)
-        embedding.register_buffer("mask_embedding", vector, persistent=False)
-        embedding.register_forward_hook(_embeds_masks(mask_token_id, block_rows))
+        like = next(embedding.parameters())
+        vector = weights["mask_embedding"].to(device=like.device, dtype=like.dtype)
+        embedding.register_forward_hook(_embeds_masks(mask_token_id, vector, block_rows))
 
 
 class GatedLinearMethod(LinearMethodBase):
@@ -113,12 +113,14 @@ def _by_layer(weights: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def _embeds_masks(mask_token_id: int, block_rows: Tensor) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+def _embeds_masks(
+    mask_token_id: int, vector: Tensor, block_rows: Tensor
+) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
     def hook(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
         """The vector of a mask row that is still undecided; any other row keeps its embedding."""
         (tokens,) = arguments
         is_mask = block_rows[: tokens.shape[0]] & (tokens == mask_token_id)
-        return torch.where(is_mask[:, None], module.mask_embedding, output)
+        return torch.where(is_mask[:, None], vector, output)
 
     return hook
 

@@ -91,7 +91,7 @@ def _settings(model: Any, wishes: dict[str, Any]) -> Settings | None:
     is_ours = str(named).partition(":")[0] in ("sbd", "sbd-lossless")
     if wished == NO_DECODER or (wished is None and not is_ours):
         return None
-    default = served_spec(named) if is_ours else "ntp"
+    default = served_spec(str(named)) if is_ours else "ntp"
     decoder = default if wished is None else request_spec(default, {"decoder": wished})
     if wished is None and decoder != named:
         logger.info("the model names decoder %s, of which a server has %s", named, decoder)

@@ -55,10 +55,14 @@ class BlockScheduler(Scheduler):
         sampled = model_runner_output.sampled_token_ids
         for request_id in scheduler_output.num_scheduled_tokens:
             request, canvas = self.requests.get(request_id), self._planned.get(request_id)
-            if request is None or request.is_finished() or canvas is None:
+            if request is None or request.is_finished():
                 continue
             progress = self._progress[request_id]
             emitted = len(sampled[model_runner_output.req_id_to_index[request_id]])
+            if canvas is None:  # a prompt, of which the end may give a token
+                if emitted:
+                    self._count(Canvas(), emitted, progress)
+                continue
             if canvas.size:
                 # vLLM will take off what was not emitted, as if all that was emitted had its keys and values. The last
                 # token has none, and of a block none has.
@@ -76,8 +80,8 @@ class BlockScheduler(Scheduler):
         return super().make_stats(done if done.num_drafts else None, *args, **kwargs)
 
     def _count(self, canvas: Canvas, emitted: int, progress: Progress) -> None:
-        """Into vLLM's numbers: a draft is a forward of a request, a draft token is one that was verified or a mask that was
-        open, and accepted are all emitted tokens but the one of each forward that needs no draft."""
+        """Into vLLM's numbers: a draft is a forward of a request that could emit tokens, a draft token is one that was verified
+        or a mask that was open, and accepted are all emitted tokens but the one of each forward that needs no draft."""
         drafted = canvas.masks if progress.options.kind == "sbd" else canvas.drafts
         self._decoded.observe_draft(drafted, max(0, emitted - 1))
 

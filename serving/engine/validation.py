@@ -1,7 +1,7 @@
 """What a request cannot have is refused when it arrives, in one sentence: over HTTP with status 400.
 
 vLLM asks the logits processors of a model about the parameters of each request, in whatever process receives it. Of ours
-there is nothing but this question; it is named by a text that holds the server's settings, because classes are all that is asked.
+there is nothing but this question. vLLM asks classes, by their names, so the name holds the server's settings.
 """
 
 import json

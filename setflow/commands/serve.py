@@ -21,8 +21,8 @@ def serve(
         typer.Option(
             "--decoder",
             metavar="SPEC",
-            help="What requests get that do not ask for another: sbd-lossless:block_size=8, sbd:block_size=16,entropy_bound=0.1, "
-            "ntp; or none, which is vLLM's own decoding. By default the one that the model names.",
+            help="What requests get that ask for none: sbd-lossless:block_size=8, sbd:block_size=16,entropy_bound=0.1, ntp; or "
+            "none, which is vLLM's own decoding. By default the one that the model names.",
         ),
     ] = None,
     block_size: Annotated[

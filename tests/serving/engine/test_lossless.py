@@ -52,7 +52,11 @@ def test_gated_rows_are_those_of_transformers():
     for prompt, text in zip(prompts, served, strict=True):
         ids = torch.tensor([prompt])
         output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, custom_generate=decoder_from_spec(spec)
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=24,
+            do_sample=False,
+            custom_generate=decoder_from_spec(spec),
         )
         assert output[0, len(prompt) :].tolist() == text
 

@@ -100,6 +100,8 @@ def test_repeated_prompts_come_from_the_prefix_cache(vllm):
     prompts = random_prompts(200, 140, seed=3)
     cached = engine(folder)
     once = run(cached, prompts, options=[OPTIONS[1], OPTIONS[0]])
-    begun = [prompt + text for prompt, text in zip(prompts, once, strict=True)]  # of which generated blocks are cached, too
+    begun = [
+        prompt + text for prompt, text in zip(prompts, once, strict=True)
+    ]  # of which generated blocks are cached, too
     again = run(cached, begun, options=[OPTIONS[0], OPTIONS[2]])
     assert run(engine(folder, max_num_batched_tokens=48, enable_prefix_caching=False), begun) == again
