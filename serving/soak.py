@@ -83,7 +83,8 @@ class Soak:
 
     async def _ask(self, client: Any, prompt: str, kind: int, abort: bool = False) -> str:
         """The streamed answer; with ``abort`` the connection is closed at the first piece of it."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": self.max_tokens, "temperature": 0, "stream": True}
+        length = self.max_tokens * (8 if abort else 1)  # so that there is something to break off
+        body = {"model": self.model, "prompt": prompt, "max_tokens": length, "temperature": 0, "stream": True}
         text = ""
         async with client.stream(
             "POST", f"{self.url}/v1/completions", json=body | {"vllm_xargs": OPTIONS[kind]}

@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from serving.engine.sampler import BlockSampler
 from serving.engine.settings import settings_of
 from serving.layout import SlotTable, StepLayout, VirtualRequests, plan_step, virtual_requests
 from serving.options import DecoderOptions
@@ -48,8 +49,6 @@ class BlockModelState(DefaultModelState):
         return ("generate",)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, None]:
-        from serving.engine.sampler import BlockSampler
-
         self.req_states = sampler.req_states
         return BlockSampler(sampler, self), None
 

@@ -12,15 +12,17 @@ from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from serving.decisions import OpenBlocks, emitted_prefix, reveal, verify, without_prefix
-from serving.engine.model_state import BlockModelState
 from serving.layout import StepLayout, rectangle
 from serving.uniforms import DRAW, TEST, uniforms
 
 
 class BlockSampler:
-    """Wraps vLLM's sampler, which processes logits (temperature, penalties, cuts) and knows the requests' parameters."""
+    """Wraps vLLM's sampler, which processes logits (temperature, penalties, cuts) and knows the requests' parameters.
 
-    def __init__(self, base: Any, state: BlockModelState):
+    state: the BlockModelState that made it.
+    """
+
+    def __init__(self, base: Any, state: Any):
         self.base = base
         self.state = state
 
