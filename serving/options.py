@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from decoding.inputs.checks import check_choice, check_count, did_you_mean
-from decoding.inputs.spec import decoder_from_spec
+from decoding.inputs.spec import load_spec
 from decoding.rules import EntropyBound, RevealRule
 
 Kind = Literal["ntp", "sbd", "sbd-lossless"]
@@ -66,7 +66,7 @@ def options_from_spec(spec: str) -> DecoderOptions:
     """
     name, _, _ = spec.partition(":")
     check_choice("decoder", name, KINDS)
-    decoder: Any = decoder_from_spec(spec)
+    decoder: Any = load_spec(spec)
     if getattr(decoder, "mask_token_id", None) is not None:
         raise ValueError("mask_token_id: a server takes the mask token from the model's files; leave it out")
     if name == "ntp":

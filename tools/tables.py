@@ -23,7 +23,18 @@ from finetune.recipe_file import packaged_recipes
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<call>.+?) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL)
-PACKAGES = ("decoding", "sbd", "rpt", "dfm", "finetune", "eval", "setflow", "benchmarks", "tools")  # by floor
+PACKAGES = (
+    "decoding",
+    "sbd",
+    "rpt",
+    "dfm",
+    "finetune",
+    "eval",
+    "serving",
+    "setflow",
+    "benchmarks",
+    "tools",
+)  # by floor
 AS_PERCENT = ("exact_match", "overhead_share", "share_of_copy")
 
 
