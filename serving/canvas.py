@@ -31,8 +31,7 @@ class Canvas:
 class Progress:
     """What the scheduler knows of a request between forwards.
 
-    held: drafts that wait on the device to be verified. open_masks: positions of the open block, 0 if none is open. forwards,
-    tokens: of the request so far, the prompt's forwards not counted.
+    held: drafts that wait on the device to be verified. open_masks: positions of the open block, 0 if none is open.
     """
 
     options: DecoderOptions

@@ -63,7 +63,8 @@ def server_command(
         if "--additional-config" in given:
             raise ValueError("--additional-config cannot be given together with --decoder or --block-size")
         command += ["--additional-config", json.dumps(own)]
-    return [*command, *arguments], environment(os.environ)
+    # The command takes the place of this process, and what it starts ends with it.
+    return [*command, *arguments], environment(os.environ) | {"SETFLOW_SERVER": str(os.getpid())}
 
 
 def what_to_serve(model: str, decoder: str | None, block_size: int | None) -> tuple[str, dict[str, Any]]:

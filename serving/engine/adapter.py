@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     LinearBase,
@@ -59,14 +60,13 @@ def attach_adapter(model: Any, folder: str, mask_token_id: int, block_rows: Tens
 
 
 class GatedLinearMethod(LinearMethodBase):
-    """What ``layer`` had as its method, and the terms of this rank.
+    """What ``layer`` had as its method, and the terms of this rank, which become buffers of the layer.
 
     terms: for each of the layer's parts (down [rank, in], up [out, rank]) or None.
     """
 
     def __init__(self, layer: Any, terms: list[tuple[Tensor, Tensor] | None], scale: float, block_rows: Tensor):
         self.plain = layer.quant_method
-        self.block_rows = block_rows
         like = next(layer.parameters())
         downs, ups = [], []
         for part, pair in enumerate(terms):
@@ -74,10 +74,12 @@ class GatedLinearMethod(LinearMethodBase):
                 raise ValueError("an adapter of a server has terms for all parts of a merged layer or for none")
             down, up = _shard(layer, part, *pair)
             downs.append(down)
-            ups.append(up * scale)
+            ups.append(scale * up.float())
         # One multiplication down for all parts, and one up: the ups stand on a diagonal.
-        self.down = torch.cat(downs).to(device=like.device, dtype=like.dtype).contiguous()
-        self.up = torch.block_diag(*(up.float() for up in ups)).to(device=like.device, dtype=like.dtype).contiguous()
+        buffers = {"gated_down": torch.cat(downs), "gated_up": torch.block_diag(*ups)}
+        for name, buffer in buffers.items():
+            layer.register_buffer(name, buffer.to(device=like.device, dtype=like.dtype), persistent=False)
+        layer.register_buffer("block_rows", block_rows, persistent=False)
 
     def create_weights(self, *args: Any, **kwargs: Any) -> None:
         raise AssertionError("the layer has its weights already")
@@ -85,11 +87,11 @@ class GatedLinearMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         self.plain.process_weights_after_loading(layer)
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [N, in] to [N, out]."""
         output = self.plain.apply(layer, x, bias)
-        added = output + torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up)
-        return torch.where(self.block_rows[: x.shape[0], None], added, output)
+        added = output + linear(linear(x, layer.gated_down), layer.gated_up)
+        return torch.where(layer.block_rows[: x.shape[0], None], added, output)
 
 
 def _shard(layer: Any, part: int, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,9 +116,9 @@ def test_logprobs_of_emitted_tokens(client):
 
 def test_penalties_are_those_of_next_token_decoding(client):
     """They look at the drafts before a row, too."""
-    settings = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
-    ours, plain = complete(client, **settings), complete(client, xargs={"decoder": "ntp"}, **settings)
-    assert ours.choices[0].text == plain.choices[0].text != complete(client).choices[0].text
+    prompt, settings = 'def read_lines(path):\n    """Return', {"frequency_penalty": 1.5, "presence_penalty": 0.5}
+    texts = [complete(client, prompt, xargs, **settings).choices[0].text for xargs in (None, {"decoder": "ntp"})]
+    assert texts[0] == texts[1] != complete(client, prompt).choices[0].text
 
 
 @pytest.mark.parametrize(
@@ -174,3 +174,27 @@ def test_soak(server):
     summary = json.loads(done.stdout)
     assert summary["lost"] == summary["wrong"] == summary["still_running"] == 0
     assert summary["aborted"] > 0 and summary["right"] + summary["aborted"] == 40
+
+
+def test_a_killed_server_leaves_nothing_behind(server):
+    """The last test of this file: its engine ends by itself, so that another server can start at once."""
+    _, process = server
+    path = f"/proc/{process.pid}/task/{process.pid}/children"
+    with open(path) as children:
+        started = children.read().split()
+    assert started
+    process.kill()
+    process.wait()
+    for _ in range(60):
+        if not any(os.path.exists(f"/proc/{child}/exe") and _is_engine(child) for child in started):
+            return
+        time.sleep(1)
+    pytest.fail("the engine of a killed server still runs")
+
+
+def _is_engine(process: str) -> bool:
+    try:
+        with open(f"/proc/{process}/cmdline") as command:
+            return "EngineCore" in command.read()
+    except OSError:
+        return False

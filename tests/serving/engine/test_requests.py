@@ -47,8 +47,8 @@ def test_long_prompts_in_chunks_and_a_budget_that_is_too_small(alone):
     assert run(llm, prompts, TOKENS, options) == alone
 
 
-def test_preempted_requests_go_on(alone, monkeypatch):
-    """Room for one sequence of the longest: requests lose their keys and values, and compute them again."""
+def test_preempted_requests_go_on(monkeypatch, vllm):
+    """Each text outgrows its block of 128 tokens where there is none left: requests lose their keys and values, and go on."""
     from serving.engine.scheduler import BlockScheduler
 
     preempted, original = [], BlockScheduler._preempt_request
@@ -58,9 +58,12 @@ def test_preempted_requests_go_on(alone, monkeypatch):
         original(self, request, *arguments, **settings)
 
     monkeypatch.setattr(BlockScheduler, "_preempt_request", preempt)
-    prompts, options = requests()
-    llm = engine(saved("llama")[1], num_gpu_blocks_override=12, block_size=32)
-    assert run(llm, prompts, TOKENS, options) == alone
+    prompts = random_prompts(*range(114, 126), seed=4)
+    options = [OPTIONS[i % len(OPTIONS)] for i in range(len(prompts))]
+    roomy = run(engine(saved("llama")[1]), prompts, 20, options)
+    assert not preempted
+    tight = engine(saved("llama")[1], num_gpu_blocks_override=6, block_size=128, enable_prefix_caching=False)
+    assert run(tight, prompts, 20, options) == roomy
     assert preempted
 
 
