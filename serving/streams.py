@@ -21,12 +21,15 @@ CONTENDERS = ("vllm", "vllm-ngram", "setflow")
 
 def open_engine(contender: str, model: str, decoder: str | None, streams: int, settings: dict[str, Any]) -> Any:
     """The engine that ``contender`` names: vLLM alone, vLLM with drafts from the text, or ours."""
-    from serving import load
-
     settings = {"max_num_seqs": streams, "disable_log_stats": True, "enable_prefix_caching": False} | settings
     if contender == "setflow":
+        from serving import load
+
         return load(model, decoder, **settings)
-    return load(model, "none", **settings | ({"speculative_config": NGRAM} if contender == "vllm-ngram" else {}))
+    from vllm import LLM  # as it is without us
+
+    speculation = {"speculative_config": NGRAM} if contender == "vllm-ngram" else {}
+    return LLM(model, additional_config={"setflow": {"decoder": "none"}}, **settings | speculation)
 
 
 def measure(llm: Any, prompts: list[list[int]], streams: int, new_tokens: int, rounds: int) -> dict[str, Any]:
@@ -64,7 +67,8 @@ def compare(
     for contender in CONTENDERS:
         settings = json.dumps(shared | {"contender": contender, "rounds": rounds, "engine": engine})
         command = [sys.executable, "-m", "serving.streams", settings]
-        with subprocess.Popen(command, env=environment(os.environ), stdout=subprocess.PIPE, text=True) as process:
+        variables = environment(os.environ) if contender == "setflow" else None  # vLLM chooses its own model runner
+        with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if not line.startswith("{"):

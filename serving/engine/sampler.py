@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from vllm.config.model import PROCESSED_LOGPROBS_MODES
 from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p, apply_top_k_top_p_pytorch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
@@ -149,7 +150,7 @@ class _Step:
         tokens = batch.logits_indices
         # A causal row is asked for the next token, a mask row for its own.
         is_mask = layout.logit_rows >= (layout.token_starts + layout.causal)[layout.logit_requests]
-        return self.base.apply_sampling_params(
+        processed = self.base.apply_sampling_params(
             self.raw,
             slots,
             batch.idx_mapping,
@@ -158,7 +159,12 @@ class _Step:
             batch.input_ids[tokens],
             places.int(),
             batch.seq_lens_cpu_upper_bound.numpy(),
+            skip_top_k_top_p=True,
         )
+        top_k, top_p = self.base.sampling_states.get_top_k_top_p(slots, self.slots)
+        if self.device.type == "cpu":  # vLLM's kernel for this is one that Triton's interpreter cannot run
+            return apply_top_k_top_p_pytorch(processed, top_k, top_p, allow_cpu_sync=True)
+        return apply_top_k_top_p(processed, top_k, top_p)
 
     def _chance(self, which: np.ndarray, positions: Tensor, purpose: int) -> tuple[Tensor | None, Tensor | None]:
         """Which requests are greedy, and numbers [B, ...] for the others; None and None if all are greedy."""

