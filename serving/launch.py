@@ -24,10 +24,10 @@ HOW_TO_INSTALL = (
 )
 
 
-def load(model: str, decoder: str | None = None, *, block_size: int | None = None, **settings: Any) -> Any:
+def load(model: str, decoder: str | None = None, *, block_size_limit: int | None = None, **settings: Any) -> Any:
     """A ``vllm.LLM`` of the model in folder ``model`` or by that name on the hub, with our decoders.
 
-    decoder: a spec, by default the one that the model names; "none" is vLLM's own decoding. block_size: the largest that a
+    decoder: a spec, by default the one that the model names; "none" is vLLM's own decoding. block_size_limit: of what a
     request may ask for. settings: as ``vllm.LLM`` takes them. Raises ValueError without vLLM, and for what cannot be served.
 
         llm = serving.load("FOLDER", max_model_len=2048)
@@ -35,7 +35,7 @@ def load(model: str, decoder: str | None = None, *, block_size: int | None = Non
     """
     check_installed()
     prepare_process()  # before anything else is imported
-    source, own = what_to_serve(model, decoder, block_size)
+    source, own = what_to_serve(model, decoder, block_size_limit)
     from vllm import LLM
 
     extra = {**settings.pop("additional_config", {}), **own}
@@ -43,14 +43,14 @@ def load(model: str, decoder: str | None = None, *, block_size: int | None = Non
 
 
 def server_command(
-    model: str, decoder: str | None, block_size: int | None, arguments: Sequence[str]
+    model: str, decoder: str | None, block_size_limit: int | None, arguments: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """The command that serves ``model`` over HTTP, and its environment. arguments: vLLM's own, which come last.
 
     Raises ValueError without vLLM, and for what cannot be served.
     """
     check_installed()
-    source, own = what_to_serve(model, decoder, block_size)
+    source, own = what_to_serve(model, decoder, block_size_limit)
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     command = [sys.executable, "-m"]
     if _is_cpu_build():  # vLLM's command line looks for a distribution by vLLM's own name
@@ -61,13 +61,13 @@ def server_command(
         command += ["--host", "127.0.0.1"]  # vLLM's default is every address of the machine
     if own:
         if "--additional-config" in given:
-            raise ValueError("--additional-config cannot be given together with --decoder or --block-size")
+            raise ValueError("--additional-config cannot be given together with --decoder or --block-size-limit")
         command += ["--additional-config", json.dumps(own)]
     # The command takes the place of this process, and what it starts ends with it.
     return [*command, *arguments], environment(os.environ) | {"SETFLOW_SERVER": str(os.getpid())}
 
 
-def what_to_serve(model: str, decoder: str | None, block_size: int | None) -> tuple[str, dict[str, Any]]:
+def what_to_serve(model: str, decoder: str | None, block_size_limit: int | None) -> tuple[str, dict[str, Any]]:
     """The model that vLLM loads, and what our config hook must know beside it; an adapter is served on its base model.
 
     Raises ValueError for a model that cannot be, or a decoder that a server does not have.
@@ -81,7 +81,7 @@ def what_to_serve(model: str, decoder: str | None, block_size: int | None) -> tu
         except ValueError as error:
             raise ValueError(f"{error} (or {NO_DECODER}, for vLLM's own decoding)") from None
     source = located(model)
-    wishes = {"decoder": decoder, "block_size": block_size}
+    wishes = {"decoder": decoder, "block_size_limit": block_size_limit}
     if (Path(source) / ADAPTER_FILE).is_file():
         from decoding.forward.adapter import base_of
 

@@ -22,7 +22,7 @@ from serving.options import LARGEST_BLOCK, options_from_spec, request_spec, serv
 
 logger = init_logger("vllm.setflow")
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-WISHES = ("decoder", "block_size", "adapter")
+WISHES = ("decoder", "block_size_limit", "adapter")
 NO_DECODER = "none"  # vLLM's own decoding, whatever the model names
 
 
@@ -104,8 +104,8 @@ def _settings(model: Any, wishes: dict[str, Any]) -> Settings | None:
         )
     check_count("mask_token_id", mask_token_id, 0, model.get_vocab_size() - 1)
     trained = max(own.get("trained_block_sizes") or [options.block_size])
-    largest = wishes.get("block_size", max(options.block_size, min(trained, LARGEST_BLOCK)))
-    check_count("block_size (of the server)", largest, options.block_size, LARGEST_BLOCK)
+    largest = wishes.get("block_size_limit", max(options.block_size, min(trained, LARGEST_BLOCK)))
+    check_count("block_size_limit", largest, options.block_size, LARGEST_BLOCK)
     return Settings(decoder, largest, mask_token_id, adapter)
 
 

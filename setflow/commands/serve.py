@@ -25,7 +25,7 @@ def serve(
             "none, which is vLLM's own decoding. By default the one that the model names.",
         ),
     ] = None,
-    block_size: Annotated[
+    block_size_limit: Annotated[
         int | None,
         typer.Option("--block-size-limit", min=1, help="The largest block that a request may ask for.", metavar="N"),
     ] = None,
@@ -43,5 +43,5 @@ def serve(
     given = {argument.partition("=")[0] for argument in context.args}
     small = [] if not packaged or given & {*SMALL} else [*SMALL]
     name = [] if not packaged or "--served-model-name" in given else ["--served-model-name", model or "embedded"]
-    command, environment = server_command(source, decoder, block_size, [*small, *name, *context.args])
+    command, environment = server_command(source, decoder, block_size_limit, [*small, *name, *context.args])
     os.execve(command[0], command, environment)  # signals go to the server itself
