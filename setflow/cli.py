@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 import setflow
-from setflow.commands import bench, chat, corpus, eval, fetch, finetune, generate
+from setflow.commands import bench, chat, corpus, eval, fetch, finetune, generate, serve
 from setflow.commands.settings import typed
 from setflow.text import visible
 
@@ -31,6 +31,7 @@ app.command("corpus")(corpus.corpus)
 app.command("fetch")(fetch.fetch)
 app.command("prompts")(fetch.prompts)
 app.add_typer(finetune.app, name="finetune")
+app.command("serve", context_settings=serve.PASSES_ON)(serve.serve)
 
 
 def _print_version(wanted: bool) -> None:

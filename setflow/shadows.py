@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("decoding", "sbd", "rpt", "dfm", "steering", "finetune", "eval")
+PACKAGES = ("decoding", "sbd", "rpt", "dfm", "steering", "finetune", "eval", "serving")
 
 
 def check_shadows() -> None:

@@ -31,6 +31,7 @@ PACKAGES = (
     "steering",
     "finetune",
     "eval",
+    "serving",
     "setflow",
     "benchmarks",
     "tools",

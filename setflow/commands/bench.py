@@ -9,6 +9,7 @@ from decoding.inputs.checks import check_choice
 from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
 from setflow.adapters import AUTO
 from setflow.commands.bench_inputs import check_bench, open_bench, results_in
+from setflow.commands.bench_serve import serve
 from setflow.commands.settings import Adapter, parse_dtype
 from setflow.loading import find_source
 
@@ -17,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.command("serve")(serve)
 
 PROMPTS_HELP = "additions, python, or a JSONL file with 'text' or 'messages' fields; the first two by default."
 

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = {"decoding": 1, "sbd": 2, "rpt": 2, "dfm": 2, "steering": 2, "finetune": 3, "eval": 3, "setflow": 4}
+PRODUCT = {
+    "decoding": 1,
+    "sbd": 2,
+    "rpt": 2,
+    "dfm": 2,
+    "steering": 2,
+    "finetune": 3,
+    "eval": 3,
+    "serving": 3,
+    "setflow": 4,
+}
 CHECKOUT = {"benchmarks": 5, "tools": 5}  # for those who make setflow; in no wheel
 FLOORS = PRODUCT | CHECKOUT
 METHODS = {"sbd", "rpt", "dfm", "steering"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("decoding", "sbd", "rpt", "dfm", "steering", "finetune", "eval", "setflow")
+PACKAGES = ("decoding", "sbd", "rpt", "dfm", "steering", "finetune", "eval", "serving", "setflow")
 pytestmark = pytest.mark.slow
 
 
