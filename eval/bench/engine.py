@@ -1,4 +1,4 @@
-"""What the engine's forwards cost by batch, context and rows, and what next-token decoding makes of one row.
+"""What the engine's forwards cost by batch, context and rows.
 
 A forward at a small batch waits for the weights: on an idle device it takes as long as reading them once, whatever the
 number of rows, until the arithmetic of the rows takes longer. How many rows ride for nothing decides what decoding several
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from decoding import Engine, decoder_from_spec
+from decoding import Engine
 from decoding.forward.cache import SlotCache
 from decoding.forward.rows import RowList
 from eval.devices import clock
@@ -41,7 +41,7 @@ def measure_forwards(
     """
     counts, contexts = sorted({1, *rows}), list(contexts)
     check_contexts(model.config, contexts, counts[-1], "rows")
-    speed = _WeightSpeed(model, copied)
+    speed = WeightSpeed(model, copied)
     for batch_size in batch_sizes:
         for context in contexts:
             seconds = _forward_seconds(model, batch_size, context, counts, repeats)
@@ -104,62 +104,7 @@ def _step(engine: Engine, cache: SlotCache, batch_size: int, context: int, count
     return run
 
 
-def measure_texts(
-    model: PreTrainedModel,
-    contexts: Iterable[int],
-    copied: float,
-    new_tokens: int = 64,
-    rounds: int = 3,
-    compiled: bool = False,
-) -> Iterator[Row]:
-    """Yield tokens per second at batch 1, behind a prompt of each of ``contexts``: stock ``generate``, and our ``ntp``.
-
-    They take turns, after a run of each that warms up; figures are medians over ``rounds`` and count the time of the prompt.
-    compiled: also stock ``generate`` with a static cache, which it then compiles; only on a GPU, ValueError elsewhere.
-    """
-    contexts, device = list(contexts), model.device
-    check_contexts(model.config, contexts, new_tokens, "new tokens")
-    contenders: dict[str, dict[str, Any]] = {"model.generate": {}, "ntp": {"custom_generate": decoder_from_spec("ntp")}}
-    if compiled:
-        check_compiled(device)
-        contenders["model.generate, static cache, compiled"] = {"cache_implementation": "static"}
-    speed = _WeightSpeed(model, copied)
-    for context in contexts:
-        ids = torch.randint(model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)).to(
-            device
-        )
-        found: dict[str, list[float]] = {name: [] for name in contenders}
-        for round_ in range(rounds + 1):
-            for name, settings in contenders.items():
-                seconds = _text_seconds(model, ids, new_tokens, settings)
-                if round_:  # the first warms up
-                    found[name].append(seconds / new_tokens)
-        stock = found["model.generate"]
-        for name, seconds in found.items():
-            per_token = statistics.median(seconds)
-            yield {
-                "what": name,
-                "batch_size": 1,
-                "context": context,
-                "rows": 1,
-                "milliseconds": round(1e3 * per_token, 3),
-                **speed.of(per_token),
-                "tokens_per_second": round(1 / per_token, 1),
-                "speed_up": round(statistics.median(a / b for a, b in zip(stock, seconds, strict=True)), 3),
-            }
-
-
-def _text_seconds(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, settings: dict[str, Any]) -> float:
-    started = clock(model.device)
-    output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, **settings
-    )
-    seconds = clock(model.device) - started
-    assert output.shape[1] == ids.shape[1] + new_tokens
-    return seconds
-
-
-class _WeightSpeed:
+class WeightSpeed:
     """A time per forward as gigabytes of weights per second."""
 
     def __init__(self, model: PreTrainedModel, copied: float):
@@ -207,9 +152,3 @@ def check_contexts(config: PretrainedConfig, contexts: Iterable[int], more: int,
             raise ValueError(
                 f"context must be at most {most - more}, the {most} positions of the model less {more} {named}, got {context}"
             )
-
-
-def check_compiled(device: torch.device) -> None:
-    """Raise ValueError where ``generate`` with a static cache is not compiled."""
-    if device.type != "cuda":
-        raise ValueError(f"compile: transformers compiles generate on a GPU alone, and device is {device.type!r}")

@@ -225,30 +225,43 @@ def engine(
     compile: Annotated[
         bool, typer.Option("--compile", help="Also time model.generate with a static cache, compiled.")
     ] = False,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            help="Also time decoders that draft, at recorded acceptance: a mean number of tokens per forward, or a JSON "
+            "file with a list of accepted drafts."
+        ),
+    ] = None,
+    decoder: Annotated[
+        list[str] | None, typer.Option("--decoder", help="What to replay; may be given several times.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; as many as it has cores by default.")
+    ] = None,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
     name: Name = "engine",
     overwrite: Overwrite = False,
 ) -> None:
-    """Milliseconds of a forward by batch, context and rows, against the speed of memory, on random weights."""
+    """Milliseconds of a forward by batch, context and rows, against the speed of memory, on random weights.
+
+    Before that, tokens per second of texts; llama.cpp takes part where llama-cpp-python and gguf are installed.
+    """
     check_shape(shape)
-    check_bench(None, dtype, device, None, None)
+    check_bench(None, dtype, device, decoder, None)
     results = results_in(out, name, overwrite)
     import torch
 
-    from eval.bench.engine import (
-        check_compiled,
-        check_contexts,
-        copy_speed,
-        measure_forwards,
-        measure_texts,
-        weight_bytes,
-    )
+    from eval.bench.engine import check_contexts, copy_speed, measure_forwards, weight_bytes
+    from eval.bench.peers import installed_peers
+    from eval.bench.replay import recorded_lengths
+    from eval.bench.texts import REPLAYED, measure_texts
 
     place, config = torch.device(device), find_shape(shape)
-    if compile:
-        check_compiled(place)
+    lengths = [] if replay is None else recorded_lengths(replay)
+    if threads is not None:
+        torch.set_num_threads(threads)
     counts = rows or (1, 2, 4, 8, 16, 32, 64, 128)
     room = config.max_position_embeddings - max(*counts, new_tokens)
     contexts = context or [known for known in (256, 2048) if known <= room]
@@ -258,8 +271,12 @@ def engine(
         torch.manual_seed(0)
         model, copied = random_model(config, parse_dtype(dtype), place), copy_speed(place)
         weights = {"weight_gigabytes": round(weight_bytes(model) / 1e9, 4), "copy_gigabytes_per_second": copied}
-        results.describe(model, shape=shape, repeats=repeats, new_tokens=new_tokens, rounds=rounds, **weights)
-        for row in measure_texts(model, contexts, copied, new_tokens, rounds, compile):
+        results.describe(
+            model, shape=shape, repeats=repeats, new_tokens=new_tokens, rounds=rounds, replay=replay, **weights
+        )
+        peers = installed_peers() if place.type == "cpu" and config.model_type == "llama" else []
+        specs = decoder or REPLAYED
+        for row in measure_texts(model, contexts, copied, new_tokens, rounds, compile, lengths, specs, peers):
             results.take(row)
         for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copied, repeats):
             results.take(row)
