@@ -12,6 +12,7 @@ import typer
 from setflow.adapters import AUTO
 from setflow.commands.settings import (
     Adapter,
+    Compile,
     DecoderSpec,
     Dtype,
     MaxNewTokens,
@@ -19,6 +20,7 @@ from setflow.commands.settings import (
     NoLive,
     Opened,
     Prompt,
+    Quantize,
     Seed,
     Temperature,
     TrustRemoteCode,
@@ -62,6 +64,8 @@ def generate(
     ] = False,
     no_live: NoLive = False,
     trust_remote_code: TrustRemoteCode = False,
+    quantize: Quantize = None,
+    compile: Compile = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Continue a prompt. Tokens of one colour were decided by the same forward pass.
@@ -72,7 +76,11 @@ def generate(
     prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter, quantize)
+    if compile:
+        from decoding import Engine
+
+        Engine.for_model(opened.model).compile = True
     if chat and opened.tokenizer.chat_template is None:
         raise ValueError(f"model {opened.name!r} has no chat template; leave --chat out")
     asked = opened.is_chat_model if chat is None else chat

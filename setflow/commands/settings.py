@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from decoding.inputs.checks import check_choice
 from decoding.inputs.spec import check_spec
 from setflow.adapters import AUTO, NONE, add_adapter, check_adapter
 from setflow.loading import default_spec, find_source, load_model
@@ -72,6 +73,10 @@ Adapter = Annotated[
         help="A gated adapter to draft with: a folder, smollm2, none, or auto: the one in the box that was made for the "
         "model's weights.",
     ),
+]
+Quantize = Annotated[str | None, typer.Option("--quantize", metavar="int8", help="Round the weights; needs torchao.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile forwards in the background, for texts that are long enough.")
 ]
 NoLive = Annotated[bool, typer.Option("--no-live", help="Print text when it is finished, not as it is decided.")]
 
@@ -197,16 +202,25 @@ def check_names(model: str | None, spec: str | None, dtype: str | None) -> None:
 
 
 def open_model(
-    model: str | None, spec: str | None, dtype: str | None, console: Console, trust: bool, adapter: str = AUTO
+    model: str | None,
+    spec: str | None,
+    dtype: str | None,
+    console: Console,
+    trust: bool,
+    adapter: str = AUTO,
+    quantized: str | None = None,
 ) -> Opened:
     """Load what the options name, on the GPU if there is one, and say so on ``console`` if somebody watches."""
     check_names(model, spec, dtype)
     check_adapter(adapter)
+    if quantized is not None:
+        check_choice("quantize", quantized, ("int8",))
     with console.status("loading the model") if console.is_terminal else nullcontext():
         import torch
         import transformers
 
         from decoding import decoder_from_spec
+        from decoding.forward.quantize import quantize
 
         # What matters of the log is said here in other words: a wrong setting raises, absent weights give a warning.
         transformers.logging.set_verbosity_error()
@@ -214,6 +228,8 @@ def open_model(
         decoder = None if spec is None else decoder_from_spec(spec)  # before the model, which may take long
         loaded, tokenizer = load_model(model, parse_dtype(dtype), NONE, trust_remote_code=trust)
         added = add_adapter(loaded, adapter)
+        if quantized is not None:
+            quantize(loaded, quantized)
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         spec = spec or default_spec(loaded, trust)
         return Opened(model or "embedded", loaded, tokenizer, decoder or decoder_from_spec(spec), spec, added)

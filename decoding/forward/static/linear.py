@@ -3,10 +3,13 @@
 PyTorch's own linear brings the weights into that order each time, which for few rows takes as long again as the product.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+INT8_DTYPES = (torch.float32, torch.bfloat16)  # of activations
 ROWS = 8  # that the order of the weights is chosen for; it makes no difference from 1 to 32
 
 
@@ -55,6 +58,41 @@ class PackedLinear(Linear):
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
+
+
+class Int8Linear(Linear):
+    """The same for torchao's weights of eight bits, which are read as they are and never turned back into full ones."""
+
+    def __init__(self, layers: list[nn.Linear]):
+        super().__init__(layers)
+        codes = [weight.qdata for weight in self.weights]  # type: ignore[attr-defined]
+        scales = [weight.scale.flatten() for weight in self.weights]  # type: ignore[attr-defined]
+        self.codes = codes[0] if len(codes) == 1 else torch.cat(codes)
+        self.scales = torch.cat(scales).to(self.weights[0].dtype)
+        self.bias = None if self.biases[0] is None else torch.cat([bias.detach() for bias in self.biases])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        output = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.codes, self.scales)
+        if self.bias is not None:
+            output += self.bias
+        return output.view(*x.shape[:-1], -1)
+
+
+def linear_of(layers: list[nn.Linear]) -> Linear:
+    """What runs ``layers`` from the weights that they hold."""
+    return Int8Linear(layers) if all(is_int8(layer.weight) for layer in layers) else Linear(layers)
+
+
+def is_int8(weight: Tensor) -> bool:
+    """Whether ``weight`` is of torchao's weight-only kind on a CPU: one scale for each output, no zero point.
+
+    Its class is known by name, since torchao need not be installed.
+    """
+    if type(weight).__name__ != "Int8Tensor" or weight.device.type != "cpu" or weight.dtype not in INT8_DTYPES:
+        return False
+    own: Any = weight
+    per_output = tuple(own.block_size) == (1, weight.shape[1]) and own.act_quant_kwargs is None
+    return per_output and (own.zero_point is None or not bool(own.zero_point.any()))
 
 
 def can_pack(weight: Tensor) -> bool:

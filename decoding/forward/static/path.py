@@ -4,7 +4,7 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from decoding.forward.cache import SlotCache
@@ -13,7 +13,7 @@ from decoding.forward.noise_level import with_noise_level
 from decoding.forward.rows import Rows
 from decoding.forward.static.attention import TILE, Tile, make_tiles
 from decoding.forward.static.compiled import CompiledTrunk
-from decoding.forward.static.linear import Linear, PackedLinear, can_pack
+from decoding.forward.static.linear import Int8Linear, Linear, PackedLinear, can_pack, is_int8
 from decoding.forward.static.trunk import Trunk, make_trunk, rotation, why_not
 
 PACK_AFTER = 16  # forwards; packing takes as long as about ten of them, so a short text never waits for it
@@ -34,6 +34,7 @@ class StaticPath:
         self._plain: Trunk | None = None
         self._packed: Trunk | None = None
         self._packed_head: Linear | None = None
+        self._int8_head: Linear | None = None
         self._forwards = 0
         self._seen: Any = None
         self.reason: str | None = "not looked at yet"
@@ -61,12 +62,14 @@ class StaticPath:
         """Look at the model anew: whether it can be run so, and whether its weights are those that were packed."""
         self.reason = why_not(self.model)
         if self.reason is not None:
-            self._plain = self._packed = self._packed_head = None
+            self._plain = self._packed = self._packed_head = self._int8_head = None
             self._compiled = {}
             return
         plain = make_trunk(self.model)
         if self._plain is None or not self._plain.same_as(plain):
             self._plain, self._compiled = plain, {}
+        head = self.model.get_output_embeddings()
+        self._int8_head = Int8Linear([head]) if type(head) is nn.Linear and is_int8(head.weight) else None
         seen = self._fingerprint()
         if self._seen is None or not _same(self._seen, seen):
             self._packed, self._packed_head, self._forwards, self._seen = None, None, 0, seen
@@ -97,9 +100,9 @@ class StaticPath:
         return trunk(hidden, cos, sin, tiles, cache.write, is_block)
 
     def head(self, hidden: Tensor) -> Tensor | None:
-        """Logits [N, V] of hidden states [N, D] by packed weights; None where they are not packed."""
-        packed = self._packed_head
-        return None if packed is None else packed(hidden)
+        """Logits [N, V] of hidden states [N, D] by packed weights, or those of eight bits; None where it has neither."""
+        head = self._packed_head or self._int8_head
+        return None if head is None else head(hidden)
 
     def _compiled_trunk(self, mode: bool | str) -> CompiledTrunk:
         assert self._plain is not None
@@ -115,7 +118,7 @@ class StaticPath:
             with torch.inference_mode(False), torch.no_grad():
                 head = self.model.get_output_embeddings()
                 self._packed = make_trunk(self.model, PackedLinear)
-                self._packed_head = PackedLinear([head]) if type(head) is torch.nn.Linear else None
+                self._packed_head = PackedLinear([head]) if type(head) is nn.Linear else None
         return self._packed or self._plain
 
     def _may_pack(self) -> bool:

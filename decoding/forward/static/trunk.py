@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Mod
 
 from decoding.forward.adapter import LowRank, gated_adapter
 from decoding.forward.static.attention import Tile, grouped_attention
-from decoding.forward.static.linear import Linear
+from decoding.forward.static.linear import Linear, linear_of
 
 KNOWN = {
     LlamaModel: LlamaDecoderLayer,
@@ -193,7 +193,7 @@ def why_not(model: Any) -> str | None:
     return None
 
 
-def make_trunk(model: Any, linear: Callable[[list[nn.Linear]], Linear] = Linear) -> Trunk:
+def make_trunk(model: Any, linear: Callable[[list[nn.Linear]], Linear] = linear_of) -> Trunk:
     """The trunk of ``model``, of which :func:`why_not` says nothing, its products computed by ``linear``."""
     decoder, config = model.get_decoder(), model.config
     adapter = gated_adapter(model)
