@@ -118,7 +118,7 @@ def _counting(model: PreTrainedModel) -> Iterator[_Meter]:
 
 @contextmanager
 def metered(engine: Engine) -> Iterator[_Meter]:
-    """Count the forwards of ``engine``, and the seconds in them and in its head."""
+    """Count the forwards of ``engine``, and the seconds in them, masks included, and in its head."""
     meter, device = _Meter(), engine.device
 
     def timed(function, forwards: int):

@@ -119,7 +119,8 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of weights that a forward reads: all but an embedding table that is not the head as well."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     skipped = 0 if table is head else table.nbytes
-    return sum(parameter.nbytes for parameter in model.parameters()) - skipped
+    # What torchao rounded says how large it would be in full; its codes lie in ``qdata``.
+    return sum(getattr(parameter, "qdata", parameter).nbytes for parameter in model.parameters()) - skipped
 
 
 def copy_speed(device: torch.device, repeats: int = 10) -> float:

@@ -235,6 +235,9 @@ def engine(
     decoder: Annotated[
         list[str] | None, typer.Option("--decoder", help="What to replay; may be given several times.")
     ] = None,
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", metavar="int8", help="Round the weights; needs torchao.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the CPU; as many as it has cores by default.")
     ] = None,
@@ -253,6 +256,7 @@ def engine(
     results = results_in(out, name, overwrite)
     import torch
 
+    from decoding.forward.quantize import quantize as round_weights
     from eval.bench.engine import check_contexts, copy_speed, measure_forwards, weight_bytes
     from eval.bench.peers import installed_peers
     from eval.bench.replay import recorded_lengths
@@ -270,11 +274,20 @@ def engine(
     with results:
         torch.manual_seed(0)
         model, copied = random_model(config, parse_dtype(dtype), place), copy_speed(place)
+        if quantize is not None:
+            round_weights(model, quantize)
         weights = {"weight_gigabytes": round(weight_bytes(model) / 1e9, 4), "copy_gigabytes_per_second": copied}
         results.describe(
-            model, shape=shape, repeats=repeats, new_tokens=new_tokens, rounds=rounds, replay=replay, **weights
+            model,
+            shape=shape,
+            repeats=repeats,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            replay=replay,
+            quantize=quantize,
+            **weights,
         )
-        peers = installed_peers() if place.type == "cpu" and config.model_type == "llama" else []
+        peers = installed_peers() if quantize is None and place.type == "cpu" and config.model_type == "llama" else []
         specs = decoder or REPLAYED
         for row in measure_texts(model, contexts, copied, new_tokens, rounds, compile, lengths, specs, peers):
             results.take(row)

@@ -67,7 +67,7 @@ class CompiledTrunk:
         if isinstance(written, slice):
             written = torch.arange(written.start, written.stop, device=hidden.device)[None]
         seen = rows.visibility
-        padded = [pad(x, (0, missing)) for x in (seen.prefix_start, seen.prefix_end, seen.anchor)]
+        padded = [pad(x, (0, missing)) for x in (seen.prefix_end, seen.anchor)]
         padded += [pad(x, (0, missing), value=slots - 1) for x in (written, seen.own_start)]
         padded += [pad(seen.own_end, (0, missing), value=slots)]
         states = [pad(hidden, (0, 0, 0, missing)), *(pad(x, (0, 0, 0, 0, 0, missing)) for x in (cos, sin))]
@@ -78,7 +78,6 @@ class CompiledTrunk:
         hidden: Tensor,
         cos: Tensor,
         sin: Tensor,
-        prefix_start: Tensor,
         prefix_end: Tensor,
         anchor: Tensor,
         slots: Tensor,
@@ -89,7 +88,7 @@ class CompiledTrunk:
         values: list[Tensor],
     ) -> Tensor:
         """What is compiled: a function of tensors alone."""
-        seen = Visibility(prefix_start, prefix_end, own_start, own_end, anchor)
+        seen = Visibility(None, prefix_end, own_start, own_end, anchor)
         groups, capacity = self.trunk.heads // self.trunk.shared_heads, keys[0].shape[2]
         tiles: dict[str, list[Tile]] = {}
         for kind, window in self.windows.items():
@@ -113,7 +112,7 @@ class CompiledTrunk:
                     for x in self._inputs(shape, hidden, cos, sin, rows)
                 ]
                 buffers = [[torch.zeros_like(buffer) for buffer in buffers] for buffers in cache.buffers()]
-                inputs[8] = inputs[8] + 1  # every row sees slot 0
+                inputs[3] = inputs[3] + 1  # every row sees slot 0
                 self._function(*inputs, *buffers)
             self._ready.add(shape)
         except Exception as error:  # each backend has errors of its own
