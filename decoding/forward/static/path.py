@@ -95,7 +95,7 @@ class StaticPath:
             output = self._compiled_trunk(compile).run(hidden, cos, sin, rows, cache)
             if output is not None:
                 return output
-        trunk = self._trunk(packs=not compile)
+        trunk = self._trunk(packs=not compile and hidden.shape[1] <= TILE)  # a long prompt gains nothing by it
         tiles = {kind: self._tiles(rows, kind, hidden.dtype) for kind in {layer.kind for layer in trunk.layers}}
         return trunk(hidden, cos, sin, tiles, cache.write, is_block)
 
@@ -113,7 +113,7 @@ class StaticPath:
 
     def _trunk(self, packs: bool) -> Trunk:
         assert self._plain is not None
-        self._forwards += 1
+        self._forwards += packs
         if packs and self._packed is None and self._forwards > PACK_AFTER and self._may_pack():
             with torch.inference_mode(False), torch.no_grad():
                 head = self.model.get_output_embeddings()
