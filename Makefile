@@ -13,7 +13,7 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo real test test-vllm fuzz lint format docs tables bench gpu-check serve-bench bench-trained report embedded smollm2 wheel-test clean
+.PHONY: help demo real test test-vllm fuzz lint format docs tables bench bench-engine gpu-check serve-bench bench-trained report embedded smollm2 wheel-test clean
 
 help:           ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -102,6 +102,12 @@ bench: $(VENV)/.dev  ## The measurements of the models in the box, written into 
 	$(BIN)/python -m benchmarks.steering.power $(WRITE) --name steering-power-lossless --count 8 --alpha 4 \
 		--decoder sbd-lossless:block_size=8
 	$(BIN)/python -m benchmarks.steering.cost $(WRITE)
+
+CPU_ENGINE := --static --batch-size 1 --context 256 --rounds 5 --replay 2.2
+bench-engine: $(VENV)/.dev  ## What forwards and texts cost on this CPU, into benchmarks/results/; needs a quiet machine.
+	$(SETFLOW_BENCH) engine $(WRITE) --name engine-smollm2-135m-cpu-bf16 --shape smollm2-135m --dtype bf16 $(CPU_ENGINE)
+	$(SETFLOW_BENCH) engine $(WRITE) --name engine-smollm2-135m-cpu-fp32 --shape smollm2-135m $(CPU_ENGINE)
+	$(SETFLOW_BENCH) engine $(WRITE) --name engine-embedded-cpu --shape embedded $(CPU_ENGINE)
 
 gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards of two shapes cost, into benchmarks/results/.
 	$(BIN)/python -m pytest -q tests/gpu

@@ -1,11 +1,12 @@
 """The engine: a model ready to decode, what is known of it from one run to the next, and the steps that it takes."""
 
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from decoding.forward.cache import GROWTH, SlotCache
 from decoding.forward.costs import CONTEXT, RowCosts, measure_row_costs
 from decoding.forward.model import check_attention, check_runnable, forward_identity, is_tested, probe, run_rows
 from decoding.forward.rows import RowList, Rows
+from decoding.forward.static.path import StaticPath
 from decoding.forward.transfer import to_device
-from decoding.inputs.checks import check_count
+from decoding.inputs.checks import check_choice, check_count
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,35 @@ class Engine:
     cache_chunk: slots that a cache allocates at a time.
     row_costs: a recorded cost curve, taken as it is instead of one that is measured here: planning then does not depend on
         the load of the machine, so that runs repeat.
+    compile: True or "cudagraphs" makes graphs of the static path in the background (torch.compile, kept on disk between runs;
+        CUDA graphs): text goes on without until a shape has been met often enough and its graph is there. "auto" and False
+        do without: packed weights were faster than what torch.compile made, on the CPUs that were measured.
+    static: whether Llama-type models run through :mod:`decoding.forward.static` instead of their own modules: faster on a
+        CPU, for a packed copy of the weights in memory. A graph of ``compile`` is always of this path.
     """
 
-    def __init__(self, model: PreTrainedModel, *, cache_chunk: int = GROWTH, row_costs: RowCosts | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        cache_chunk: int = GROWTH,
+        row_costs: RowCosts | None = None,
+        compile: bool | Literal["auto", "cudagraphs"] = "auto",
+        static: bool = False,
+    ):
         check_count("cache_chunk", cache_chunk)
+        check_choice("compile", compile, ("auto", True, False, "cudagraphs"))
+        check_choice("static", static, (True, False))
         self._model: Callable[[], PreTrainedModel | None] = lambda: model
         self.cache_chunk = cache_chunk
         self.recorded_costs = row_costs
         self.planner_memory: dict[Any, Any] = {}  # what planners remember from text to text, by keys of their own
         self._costs: dict[tuple, RowCosts] = {}
         self._probed: tuple | None = None  # the forward that passed
+        self.compile = compile
+        self.static = static
+        self._path: StaticPath | None = None
+        self._looked = False  # at the model, since the last forward
 
     @classmethod
     def for_model(cls, model: PreTrainedModel) -> "Engine":
@@ -100,6 +121,11 @@ class Engine:
         return weight.device
 
     @property
+    def runs_static(self) -> bool:
+        """Whether the last run went through the static path."""
+        return self._path is not None and self._path.reason is None
+
+    @property
     def keeps_whole_batch(self) -> bool:
         """Whether finished sequences stay in the batch, because something is attached that holds a value for each row of it."""
         if not hasattr(self.model, "peft_config"):
@@ -114,9 +140,12 @@ class Engine:
         if not is_tested(self.model) and self._probed != (forward := forward_identity(self.model)):
             probe(self.model, self.device)
             self._probed = forward
+        self._look()
 
     def new_cache(self, batch_size: int) -> SlotCache:
         """An empty cache for ``batch_size`` sequences."""
+        if not self._looked:
+            self._look()
         return SlotCache(self.model.config.num_hidden_layers, batch_size, self.cache_chunk)
 
     def step(
@@ -140,12 +169,30 @@ class Engine:
 
     def forward(self, rows: Rows, cache: SlotCache) -> Tensor:
         """Hidden states [B, R, D] of one forward pass; keys and values are written to the rows' slots of ``cache``."""
-        return run_rows(self.model, rows, cache)
+        self._looked = False
+        path = self._path
+        if path is None or path.reason is not None:
+            return run_rows(self.model, rows, cache)
+        return path.run(rows, cache, self.compile if self.compile != "auto" else False)
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
         """Float32 logits [N, V] of hidden states [N, D]."""
-        return self.model.get_output_embeddings()(hidden).float()
+        logits = None if self._path is None else self._path.head(hidden)
+        return (self.model.get_output_embeddings()(hidden) if logits is None else logits).float()
+
+    def _look(self) -> None:
+        """Find out how the model can be run, which may have changed since the last run."""
+        self._looked = True
+        device = self.device
+        if self.compile == "cudagraphs" and device.type != "cuda":
+            raise ValueError(f"compile='cudagraphs' needs a model on CUDA, and this one is on {device.type!r}")
+        compiles = self.compile in (True, "cudagraphs")
+        if self.static or compiles:
+            self._path = StaticPath.of(self.model)
+            self._path.refresh()
+            if compiles and self._path.reason is not None:
+                warnings.warn(f"compile: not compiled, since {self._path.reason}", stacklevel=4)
 
     def row_costs(self, batch_size: int, most_rows: int) -> RowCosts:
         """Seconds of a step by its rows per sequence, up to ``most_rows``: as recorded, else measured once on this device."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 import setflow
-from setflow.commands import bench, chat, corpus, eval, fetch, finetune, generate, serve
+from setflow.commands import bench, chat, corpus, estimate, eval, fetch, finetune, generate, serve
 from setflow.commands.settings import typed
 from setflow.text import visible
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.add_typer(bench.app, name="bench")
+app.add_typer(estimate.app, name="estimate")
 app.add_typer(eval.app, name="eval")
 app.command("corpus")(corpus.corpus)
 app.command("fetch")(fetch.fetch)

@@ -34,7 +34,7 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         visible = self.owner.num_slots
         if self.keys.shape[2] < visible:
-            self._grow(-(-visible // self.owner.chunk) * self.owner.chunk)
+            self.grow(-(-visible // self.owner.chunk) * self.owner.chunk)
         if self.keys.is_inference() and not torch.is_inference_mode_enabled():
             # What was filled under inference_mode cannot be written outside of it; a copy can.
             self.keys, self.values = self.keys.clone(), self.values.clone()
@@ -48,7 +48,8 @@ class SlotLayer(CacheLayerMixin):
             self.values.transpose(1, 2)[sequence, slots] = value_states.transpose(1, 2)
         return self.keys[:, :, :visible], self.values[:, :, :visible]
 
-    def _grow(self, slots: int) -> None:
+    def grow(self, slots: int) -> None:
+        """Take memory for ``slots`` slots; what is written stays."""
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(_with_slots(old, slots))
@@ -101,6 +102,30 @@ class SlotCache(Cache):
     def plan(self, slots: Tensor | slice, num_slots: int) -> None:
         """Say where the next forward writes (slots [B, R], or one slice for all) and how many slots it may look at."""
         self.slots, self.num_slots = slots, num_slots
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, H, R, D] of ``layer`` where the plan says; what attention may look at, [B, H, num_slots, D]."""
+        own = self.layers[layer]
+        assert isinstance(own, SlotLayer)
+        return own.update(keys, values)
+
+    @property
+    def allocated(self) -> int:
+        """How many slots there is memory for; 0 before the first forward."""
+        first = self.layers[0]
+        return first.keys.shape[2] if isinstance(first, SlotLayer) and first.is_initialized else 0
+
+    def reserve(self, slots: int) -> None:
+        """Make room for ``slots`` slots in every layer."""
+        if self.allocated < slots:
+            for layer in self.layers:
+                assert isinstance(layer, SlotLayer)
+                layer.grow(slots)
+
+    def buffers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values [B, H, S, D] of every layer, all S slots for which there is memory."""
+        layers = [layer for layer in self.layers if isinstance(layer, SlotLayer)]
+        return [layer.keys for layer in layers], [layer.values for layer in layers]
 
     def rewind(self, sequence: int, tokens: list[int]) -> int:
         """Keep what the cache shares with ``tokens`` from the start; return how many tokens that is."""

@@ -67,7 +67,8 @@ class Contender:
             **self.arguments,
             **settings,
         }
-        with _counting(self.model) as meter:
+        engine = self.arguments.get("engine")
+        with _counting(self.model) if engine is None else metered(engine) as meter:
             started = clock(device)
             output = self.model.generate(
                 ids, attention_mask=mask, custom_generate=self.decoder, return_dict_in_generate=True, **settings
@@ -113,6 +114,29 @@ def _counting(model: PreTrainedModel) -> Iterator[_Meter]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def metered(engine: Engine) -> Iterator[_Meter]:
+    """Count the forwards of ``engine``, and the seconds in them, masks included, and in its head."""
+    meter, device = _Meter(), engine.device
+
+    def timed(function, forwards: int):
+        def run(*arguments):
+            started = clock(device)
+            result = function(*arguments)
+            meter.seconds += clock(device) - started
+            meter.forwards += forwards
+            return result
+
+        return run
+
+    vars(engine).update(forward=timed(engine.forward, 1), head=timed(engine.head, 0))
+    try:
+        yield meter
+    finally:
+        for name in ("forward", "head"):
+            vars(engine).pop(name)
 
 
 def pad_left(prompts: Sequence[list[int]], pad: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:

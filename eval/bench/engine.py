@@ -1,4 +1,4 @@
-"""What the engine's forwards cost by batch, context and rows, and what next-token decoding makes of one row.
+"""What the engine's forwards cost by batch, context and rows.
 
 A forward at a small batch waits for the weights: on an idle device it takes as long as reading them once, whatever the
 number of rows, until the arithmetic of the rows takes longer. How many rows ride for nothing decides what decoding several
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from decoding import Engine, decoder_from_spec
+from decoding import Engine
 from decoding.forward.cache import SlotCache
 from decoding.forward.rows import RowList
 from eval.devices import clock
@@ -30,21 +30,24 @@ def measure_forwards(
     rows: Iterable[int],
     copied: float,
     repeats: int = 10,
+    static: bool = False,
 ) -> Iterator[Row]:
     """Yield the median milliseconds of one step of the engine, for each batch size, context and number of rows.
 
     A step packs the rows, moves them to the device, runs them behind so many tokens in the cache, and the head on one row of
     each sequence, as when decoding. One row is measured in any case: ``slowdown`` is relative to it.
 
-    copied: gigabytes per second of :func:`copy_speed`. Raises ValueError, before anything is measured,
-    if a context leaves the model no room for the rows. A point that does not fit into memory gives a row that says so.
+    copied: gigabytes per second of :func:`copy_speed`. static: of the static path.
+
+    Raises ValueError, before anything is measured, if a context leaves the model no room for the rows. A point that does
+    not fit into memory gives a row that says so.
     """
     counts, contexts = sorted({1, *rows}), list(contexts)
     check_contexts(model.config, contexts, counts[-1], "rows")
-    speed = _WeightSpeed(model, copied)
+    speed = WeightSpeed(model, copied)
     for batch_size in batch_sizes:
         for context in contexts:
-            seconds = _forward_seconds(model, batch_size, context, counts, repeats)
+            seconds = _forward_seconds(model, batch_size, context, counts, repeats, static)
             for count in counts:
                 row = {"what": "forward", "batch_size": batch_size, "context": context, "rows": count}
                 if count not in seconds:
@@ -56,10 +59,10 @@ def measure_forwards(
 
 
 def _forward_seconds(
-    model: PreTrainedModel, batch_size: int, context: int, counts: list[int], repeats: int
+    model: PreTrainedModel, batch_size: int, context: int, counts: list[int], repeats: int, static: bool
 ) -> dict[int, float]:
     """The median seconds of a step by its rows; the numbers of rows take turns. What does not fit into memory is left out."""
-    engine = Engine(model, cache_chunk=context + counts[-1])  # so that a cache is allocated once
+    engine = Engine(model, cache_chunk=context + counts[-1], static=static)  # so that a cache is allocated once
     runs: dict[int, Callable[[], float]] = {}
     try:
         cache = _filled_cache(engine, batch_size, context)
@@ -104,62 +107,7 @@ def _step(engine: Engine, cache: SlotCache, batch_size: int, context: int, count
     return run
 
 
-def measure_texts(
-    model: PreTrainedModel,
-    contexts: Iterable[int],
-    copied: float,
-    new_tokens: int = 64,
-    rounds: int = 3,
-    compiled: bool = False,
-) -> Iterator[Row]:
-    """Yield tokens per second at batch 1, behind a prompt of each of ``contexts``: stock ``generate``, and our ``ntp``.
-
-    They take turns, after a run of each that warms up; figures are medians over ``rounds`` and count the time of the prompt.
-    compiled: also stock ``generate`` with a static cache, which it then compiles; only on a GPU, ValueError elsewhere.
-    """
-    contexts, device = list(contexts), model.device
-    check_contexts(model.config, contexts, new_tokens, "new tokens")
-    contenders: dict[str, dict[str, Any]] = {"model.generate": {}, "ntp": {"custom_generate": decoder_from_spec("ntp")}}
-    if compiled:
-        check_compiled(device)
-        contenders["model.generate, static cache, compiled"] = {"cache_implementation": "static"}
-    speed = _WeightSpeed(model, copied)
-    for context in contexts:
-        ids = torch.randint(model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)).to(
-            device
-        )
-        found: dict[str, list[float]] = {name: [] for name in contenders}
-        for round_ in range(rounds + 1):
-            for name, settings in contenders.items():
-                seconds = _text_seconds(model, ids, new_tokens, settings)
-                if round_:  # the first warms up
-                    found[name].append(seconds / new_tokens)
-        stock = found["model.generate"]
-        for name, seconds in found.items():
-            per_token = statistics.median(seconds)
-            yield {
-                "what": name,
-                "batch_size": 1,
-                "context": context,
-                "rows": 1,
-                "milliseconds": round(1e3 * per_token, 3),
-                **speed.of(per_token),
-                "tokens_per_second": round(1 / per_token, 1),
-                "speed_up": round(statistics.median(a / b for a, b in zip(stock, seconds, strict=True)), 3),
-            }
-
-
-def _text_seconds(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, settings: dict[str, Any]) -> float:
-    started = clock(model.device)
-    output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, **settings
-    )
-    seconds = clock(model.device) - started
-    assert output.shape[1] == ids.shape[1] + new_tokens
-    return seconds
-
-
-class _WeightSpeed:
+class WeightSpeed:
     """A time per forward as gigabytes of weights per second."""
 
     def __init__(self, model: PreTrainedModel, copied: float):
@@ -174,7 +122,8 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of weights that a forward reads: all but an embedding table that is not the head as well."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     skipped = 0 if table is head else table.nbytes
-    return sum(parameter.nbytes for parameter in model.parameters()) - skipped
+    # What torchao rounded says how large it would be in full; its codes lie in ``qdata``.
+    return sum(getattr(parameter, "qdata", parameter).nbytes for parameter in model.parameters()) - skipped
 
 
 def copy_speed(device: torch.device, repeats: int = 10) -> float:
@@ -207,9 +156,3 @@ def check_contexts(config: PretrainedConfig, contexts: Iterable[int], more: int,
             raise ValueError(
                 f"context must be at most {most - more}, the {most} positions of the model less {more} {named}, got {context}"
             )
-
-
-def check_compiled(device: torch.device) -> None:
-    """Raise ValueError where ``generate`` with a static cache is not compiled."""
-    if device.type != "cuda":
-        raise ValueError(f"compile: transformers compiles generate on a GPU alone, and device is {device.type!r}")

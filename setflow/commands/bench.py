@@ -10,7 +10,7 @@ from eval.bench.shapes import SHAPES, check_shape, find_shape, random_model
 from setflow.adapters import AUTO
 from setflow.commands.bench_inputs import check_bench, open_bench, results_in
 from setflow.commands.bench_serve import serve
-from setflow.commands.settings import Adapter, parse_dtype
+from setflow.commands.settings import Adapter, Static, parse_dtype
 from setflow.loading import find_source
 
 app = typer.Typer(
@@ -227,30 +227,48 @@ def engine(
     compile: Annotated[
         bool, typer.Option("--compile", help="Also time model.generate with a static cache, compiled.")
     ] = False,
+    static: Static = False,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            help="Also time decoders that draft, at recorded acceptance: a mean number of tokens per forward, or a JSON "
+            "file with a list of accepted drafts."
+        ),
+    ] = None,
+    decoder: Annotated[
+        list[str] | None, typer.Option("--decoder", help="What to replay; may be given several times.")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", metavar="int8", help="Round the weights; needs torchao.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; as many as it has cores by default.")
+    ] = None,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     out: Out = OUT,
     name: Name = "engine",
     overwrite: Overwrite = False,
 ) -> None:
-    """Milliseconds of a forward by batch, context and rows, against the speed of memory, on random weights."""
+    """Milliseconds of a forward by batch, context and rows, against the speed of memory, on random weights.
+
+    Before that, tokens per second of texts; llama.cpp takes part where llama-cpp-python and gguf are installed.
+    """
     check_shape(shape)
-    check_bench(None, dtype, device, None, None)
+    check_bench(None, dtype, device, decoder, None)
     results = results_in(out, name, overwrite)
     import torch
 
-    from eval.bench.engine import (
-        check_compiled,
-        check_contexts,
-        copy_speed,
-        measure_forwards,
-        measure_texts,
-        weight_bytes,
-    )
+    from decoding.forward.quantize import quantize as round_weights
+    from eval.bench.engine import check_contexts, copy_speed, measure_forwards, weight_bytes
+    from eval.bench.peers import installed_peers
+    from eval.bench.replay import recorded_lengths
+    from eval.bench.texts import REPLAYED, measure_texts
 
     place, config = torch.device(device), find_shape(shape)
-    if compile:
-        check_compiled(place)
+    lengths = [] if replay is None else recorded_lengths(replay)
+    if threads is not None:
+        torch.set_num_threads(threads)
     counts = rows or (1, 2, 4, 8, 16, 32, 64, 128)
     room = config.max_position_embeddings - max(*counts, new_tokens)
     contexts = context or [known for known in (256, 2048) if known <= room]
@@ -259,9 +277,23 @@ def engine(
     with results:
         torch.manual_seed(0)
         model, copied = random_model(config, parse_dtype(dtype), place), copy_speed(place)
+        if quantize is not None:
+            round_weights(model, quantize)
         weights = {"weight_gigabytes": round(weight_bytes(model) / 1e9, 4), "copy_gigabytes_per_second": copied}
-        results.describe(model, shape=shape, repeats=repeats, new_tokens=new_tokens, rounds=rounds, **weights)
-        for row in measure_texts(model, contexts, copied, new_tokens, rounds, compile):
+        results.describe(
+            model,
+            shape=shape,
+            repeats=repeats,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            static=static,
+            replay=replay,
+            quantize=quantize,
+            **weights,
+        )
+        peers = installed_peers() if quantize is None and place.type == "cpu" and config.model_type == "llama" else []
+        specs = decoder or REPLAYED
+        for row in measure_texts(model, contexts, copied, new_tokens, rounds, compile, static, lengths, specs, peers):
             results.take(row)
-        for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copied, repeats):
+        for row in measure_forwards(model, batch_size or (1, 8, 32), contexts, counts, copied, repeats, static):
             results.take(row)

@@ -12,6 +12,7 @@ import typer
 from setflow.adapters import AUTO
 from setflow.commands.settings import (
     Adapter,
+    Compile,
     DecoderSpec,
     Dtype,
     MaxNewTokens,
@@ -20,8 +21,10 @@ from setflow.commands.settings import (
     Opened,
     Particles,
     Prompt,
+    Quantize,
     RewardName,
     Seed,
+    Static,
     Temperature,
     TrustRemoteCode,
     make_settings,
@@ -67,6 +70,9 @@ def generate(
     ] = False,
     no_live: NoLive = False,
     trust_remote_code: TrustRemoteCode = False,
+    quantize: Quantize = None,
+    static: Static = False,
+    compile: Compile = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Continue a prompt. Tokens of one colour were decided by the same forward pass.
@@ -77,7 +83,12 @@ def generate(
     prompt = read_prompt(prompt)
     settings = make_settings(max_new_tokens, temperature, seed)
     console = screen()
-    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter, reward, particles)
+    opened = open_model(model, decoder, dtype, console, trust_remote_code, adapter, reward, particles, quantize)
+    if static or compile:
+        from decoding import Engine
+
+        engine = Engine.for_model(opened.model)
+        engine.static, engine.compile = static, compile or "auto"
     if chat and opened.tokenizer.chat_template is None:
         raise ValueError(f"model {opened.name!r} has no chat template; leave --chat out")
     asked = opened.is_chat_model if chat is None else chat

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from decoding.inputs.checks import check_choice
 from decoding.inputs.spec import check_spec, is_around
 from setflow.adapters import AUTO, NONE, add_adapter, check_adapter
 from setflow.loading import default_spec, find_source, load_model
@@ -85,6 +86,14 @@ Adapter = Annotated[
         help="A gated adapter to draft with: a folder, smollm2, none, or auto: the one in the box that was made for the "
         "model's weights.",
     ),
+]
+Quantize = Annotated[str | None, typer.Option("--quantize", metavar="int8", help="Round the weights; needs torchao.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile forwards in the background, for texts that are long enough.")
+]
+Static = Annotated[
+    bool,
+    typer.Option("--static", help="Run Llama-type models on a path of our own, faster on a CPU for more memory."),
 ]
 NoLive = Annotated[bool, typer.Option("--no-live", help="Print text when it is finished, not as it is decided.")]
 
@@ -236,16 +245,20 @@ def open_model(
     adapter: str = AUTO,
     reward: str | None = None,
     particles: int | None = None,
+    quantized: str | None = None,
 ) -> Opened:
     """Load what the options name, on the GPU if there is one, and say so on ``console`` if somebody watches."""
     check_names(model, spec and steered_spec(spec, reward, particles), dtype)
     check_spec(steered_spec("ntp", reward, particles))
     check_adapter(adapter)
+    if quantized is not None:
+        check_choice("quantize", quantized, ("int8",))
     with console.status("loading the model") if console.is_terminal else nullcontext():
         import torch
         import transformers
 
         from decoding import decoder_from_spec
+        from decoding.forward.quantize import quantize
 
         # What matters of the log is said here in other words: a wrong setting raises, absent weights give a warning.
         transformers.logging.set_verbosity_error()
@@ -254,6 +267,8 @@ def open_model(
             decoder_from_spec(steered_spec(spec, reward, particles))  # before the model, which may take long
         loaded, tokenizer = load_model(model, parse_dtype(dtype), NONE, trust_remote_code=trust)
         added = add_adapter(loaded, adapter)
+        if quantized is not None:
+            quantize(loaded, quantized)
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         spec = steered_spec(spec or default_spec(loaded, trust), reward, particles)
         return Opened(model or "embedded", loaded, tokenizer, decoder_from_spec(spec), spec, added)

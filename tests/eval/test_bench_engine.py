@@ -9,9 +9,11 @@ import torch
 from transformers import AutoConfig
 
 from decoding import Engine
-from eval.bench import engine
-from eval.bench.engine import measure_forwards, measure_texts, weight_bytes
+from eval.bench import engine, texts
+from eval.bench.engine import measure_forwards, weight_bytes
+from eval.bench.replay import lay_down, recorded_lengths
 from eval.bench.shapes import SHAPES, find_shape, random_model
+from eval.bench.texts import measure_texts
 
 EMBEDDED = Path(__file__).parents[2] / "setflow" / "embedded"
 
@@ -108,21 +110,57 @@ def test_what_does_not_fit_into_memory_is_said_and_the_rest_measured(model, monk
 
 
 def test_texts_take_turns(model, monkeypatch):
-    asked, seconds = [], itertools.cycle([9.0, 9.0, 2.0, 1.0, 4.0, 1.0])
-    original = engine._text_seconds
+    asked, seconds = [], itertools.cycle([9.0, 9.0, 9.0, 2.0, 1.0, 1.0, 4.0, 1.0, 2.0])
+    original = texts.text_seconds
 
     def timed(model, ids, new_tokens, settings):
         assert original(model, ids, new_tokens, settings) > 0
-        asked.append((ids.shape[1], new_tokens, type(settings.get("custom_generate")).__name__))
+        engine = settings.get("engine")
+        asked.append((ids.shape[1], new_tokens, engine and engine.runs_static))
         return next(seconds)
 
-    monkeypatch.setattr(engine, "_text_seconds", timed)
-    stock, ours, *more = measure_texts(model, [5, 9], 10.0, new_tokens=4, rounds=2)
-    turns = [(context, 4, name) for context in (5, 9) for _ in range(3) for name in ("NoneType", "NextTokenDecoder")]
-    assert asked == turns
+    monkeypatch.setattr(texts, "text_seconds", timed)
+    stock, ours, fast, *more = measure_texts(model, [5, 9], 10.0, new_tokens=4, rounds=2)
+    assert asked == [(context, 4, static) for context in (5, 9) for _ in range(3) for static in (None, False, True)]
     assert (stock["what"], stock["milliseconds"], stock["speed_up"]) == ("model.generate", 750, 1)
     assert (ours["what"], ours["tokens_per_second"], ours["speed_up"]) == ("ntp", 4, 3)
-    assert [(row["what"], row["context"]) for row in more] == [("model.generate", 9), ("ntp", 9)]
+    assert ours["tokens_per_forward"] == 1 and 0.9 < ours["outside_model"] < 1
+    assert [row["context"] for row in more] == [9, 9, 9]
+
+
+@pytest.mark.parametrize("replay", ["2.2", "4.0"])
+def test_replayed_acceptance_is_what_was_recorded(model, replay):
+    """Each decoder does all of its work, and as many tokens come out of a forward as are laid down."""
+    specs = ["prompt-lookup:block_size=8", "sbd-lossless:block_size=8", "sbd:block_size=16,entropy_bound=0.1"]
+    lengths = recorded_lengths(replay)
+    rows = list(measure_texts(model, [60], 10.0, 33, 1, lengths=lengths, specs=specs))[3:]
+    for row, spec in zip(rows, specs, strict=True):
+        assert row["what"].startswith(spec)
+        assert row["tokens_per_forward"] == pytest.approx(float(replay), rel=0.2)
+
+
+def test_a_text_is_laid_down_in_pieces_of_the_prompt():
+    text, starts = lay_down([2, 3], 20, 9, 97)
+    assert len(text) == 29 and starts == [20, 22, 25, 27] and 96 not in text
+    for start, end in zip(starts, [*starts[1:], 29], strict=True):
+        assert any(text[at : at + end - start] == text[start:end] for at in range(20))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("0.5", "from 1 to 16"), ("none.json", "neither a number nor a JSON file"), ("file", "list")]
+)
+def test_impossible_recordings_are_named(tmp_path, given, said):
+    if given == "file":
+        given = str(tmp_path / "recorded.json")
+        Path(given).write_text("[1, -1]")
+    with pytest.raises(ValueError, match=f"replay: .*{said}"):
+        recorded_lengths(given)
+
+
+def test_recorded_drafts_are_read(tmp_path):
+    path = tmp_path / "recorded.json"
+    path.write_text("[0, 3, 1]")
+    assert recorded_lengths(str(path)) == [1, 4, 2] and sum(recorded_lengths("2.2")) == 11
 
 
 def test_a_context_without_room_is_refused_before_anything_runs(model, monkeypatch):
@@ -131,8 +169,3 @@ def test_a_context_without_room_is_refused_before_anything_runs(model, monkeypat
         next(measure_forwards(model, [1], [8, 253], [4], 1.0))
     with pytest.raises(ValueError, match="context must be at most 246, .*less 10 new tokens, got 250"):
         next(measure_texts(model, [8, 250], 1.0, new_tokens=10))
-
-
-def test_compiling_is_refused_where_nothing_would_be_compiled(model):
-    with pytest.raises(ValueError, match="compile: .*'cpu'"):
-        next(measure_texts(model, [8], 1.0, compiled=True))

@@ -322,7 +322,7 @@ def test_an_adapter_on_mask_rows_leaves_the_text_of_the_base_model(fresh_model, 
     assert sum(seen) > 0, "the adapter must have been told of block rows"
 
     def drafts(model):
-        engine, rows = Engine(model), RowList()
+        engine, rows = Engine(model, static=False), RowList()  # one path for both, to the last bit
         rows.add_causal([5, 6, 7], 0)
         rows.add_block([MASK] * 4, 3, 3)
         hidden = engine.step([rows], engine.new_cache(1)).hidden_states[0]

@@ -83,8 +83,14 @@ def test_engine(setflow, folder, tmp_path):
     code, out, err = setflow("bench", "engine", *shown, "--repeats", "1", "--rounds", "1", "--new-tokens", "4")
     assert code == 0, err
     file = json.loads((tmp_path / "engine.json").read_text())
-    assert [row["what"] for row in file["rows"]] == ["model.generate", "ntp", "forward", "forward"]
-    assert [(row["batch_size"], row["context"], row["rows"]) for row in file["rows"][2:]] == [(2, 9, 1), (2, 9, 3)]
+    assert [row["what"] for row in file["rows"]] == [
+        "model.generate",
+        "ntp",
+        "ntp, static path",
+        "forward",
+        "forward",
+    ]
+    assert [(row["batch_size"], row["context"], row["rows"]) for row in file["rows"][3:]] == [(2, 9, 1), (2, 9, 3)]
     assert file["settings"]["shape"] == folder and file["settings"]["copy_gigabytes_per_second"] > 0
     assert json.loads(out.splitlines()[-1]) == file and "slowdown" in out
 
@@ -93,7 +99,7 @@ def test_engine(setflow, folder, tmp_path):
     ("arguments", "said"),
     [
         (("--shape", "gpt"), "shape 'gpt' is none of"),
-        (("--compile",), "compile: "),
+        (("--replay", "0.5"), "replay: tokens per forward must be from 1 to 16"),
         (("--context", "600", "--rows", "4"), "context must be at most 508"),
         (("--context", "500", "--rows", "4"), "context must be at most 448"),
         (("--dtype", "fp8"), "dtype must be one of"),

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -244,3 +245,19 @@ def test_a_comparison_in_bf16_gives_the_reason(setflow, tiny, monkeypatch):
     reason = "bfloat16 rounds a forward of more rows otherwise"
     assert {key for key, line in said.items() if reason in line} == {("bf16", "sbd-lo")}
     assert all("from token 6 on" in line for line in said.values())
+
+
+def test_options_for_speed_do_what_they_say(setflow, tiny, monkeypatch):
+    """The text of --compile is the same; --quantize says what it lacks, where it lacks it."""
+    from decoding import Engine
+
+    asked, original = [], Engine.forward
+    monkeypatch.setattr(Engine, "forward", lambda self, *a: (asked.append(self.compile), original(self, *a))[1])
+    arguments = ("generate", PROMPT, "--model", tiny, "--decoder", "ntp", "--max-new-tokens", "6")
+    code, out, _ = setflow(*arguments, "--compile")
+    assert code == 0 and out.rstrip("\n") == (PROMPT + expected(tiny, 6)).rstrip("\n") and set(asked) == {True}
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    code, _, err = setflow(*arguments, "--quantize", "int8")
+    assert code == 2 and "needs torchao" in err
+    code, _, err = setflow(*arguments, "--quantize", "int2")
+    assert code == 2 and "quantize must be one of 'int8', got 'int2'" in err
