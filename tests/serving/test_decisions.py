@@ -57,11 +57,11 @@ def test_speculation_in_one_forward_keeps_the_distribution():
         canvas = guesses[text.gather(1, (end + accepted)[:, None])[:, 0]]
         held = torch.where(accepted == held, drafts, 0)
         end = torch.where(running, end + accepted + 1, end)
-    law = torch.zeros(WORDS, WORDS)
-    law[0, 0] = 1
+    distribution = torch.zeros(WORDS, WORDS)
+    distribution[0, 0] = 1
     for _ in range(length - 3):
-        law = torch.einsum("ab,abc->bc", law, table)
-    exact = torch.einsum("ab,abc,bcd,cde->cde", law, table, table, table)
+        distribution = torch.einsum("ab,abc->bc", distribution, table)
+    exact = torch.einsum("ab,abc,bcd,cde->cde", distribution, table, table, table)
     samples = text[:, 2 + length - 3 : 2 + length]
     assert chi_square_z(samples, exact) < 3.8
     assert chi_square_z(samples, exact.flip(0)) > 6
