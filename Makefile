@@ -13,10 +13,10 @@ HAS_CUDA_TORCH := $(PYTHON) -c "import torch; assert torch.cuda.is_available()" 
 AS_CONTROL := objective=ntp objective_options={} decoder=null
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo real test test-vllm fuzz lint format docs tables bench bench-engine gpu-check serve-bench bench-trained report embedded smollm2 wheel-test clean
+.PHONY: help demo real test test-vllm fuzz lint format docs tables bench bench-engine shapes lossless-smollm2 gpu-check serve-bench bench-trained report embedded smollm2 wheel-test clean
 
 help:           ## This list.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/.base  ## Two prompts by the embedded model, against next-token decoding.
 	@echo '--- An addition. Tokens of one colour were decided by the same forward pass.'
@@ -91,7 +91,6 @@ bench: $(VENV)/.dev  ## The measurements of the models in the box, written into 
 	$(SETFLOW_BENCH) speed $(WRITE) --name speed-embedded-gated --model embedded-gated --prompts additions --count 4 \
 		--rounds 5 $(LOSSLESS)
 	$(SETFLOW_BENCH) memory $(WRITE)
-	$(BIN)/python -m benchmarks.training.shapes $(WRITE)
 	$(BIN)/python -m benchmarks.flow.blocks $(WRITE) --count 50 --batch-size 25
 	$(BIN)/python -m benchmarks.training.step_cost $(WRITE) --batch-size 2
 	$(BIN)/python -m benchmarks.steering.exact $(WRITE)
@@ -108,6 +107,14 @@ bench-engine: $(VENV)/.dev  ## What forwards and texts cost on this CPU, into be
 	$(SETFLOW_BENCH) engine $(WRITE) --name engine-smollm2-135m-cpu-bf16 --shape smollm2-135m --dtype bf16 $(CPU_ENGINE)
 	$(SETFLOW_BENCH) engine $(WRITE) --name engine-smollm2-135m-cpu-fp32 --shape smollm2-135m $(CPU_ENGINE)
 	$(SETFLOW_BENCH) engine $(WRITE) --name engine-embedded-cpu --shape embedded $(CPU_ENGINE)
+
+shapes: $(VENV)/.dev  ## Every 8B recipe and decoder on two layers of full width, into benchmarks/results/; needs 20 GB of memory.
+	$(BIN)/python -m benchmarks.training.shapes $(WRITE)
+
+lossless-smollm2: $(VENV)/.dev  ## 300 prompts of SmolLM2 against generate, into benchmarks/results/; resumable, over an hour.
+	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-smollm2 --model build/smollm2-135m \
+		$(foreach d,chat maths code,--prompts build/smollm2/$(d)-heldout.jsonl) --count 100 --max-new-tokens 128 \
+		--batch-size 1 --batch-size 4 --finished build/smollm2/lossless.jsonl --decoder prompt-lookup:block_size=8
 
 gpu-check: $(VENV)/.dev  ## On a machine with CUDA: tests/gpu, and what forwards of two shapes cost, into benchmarks/results/.
 	$(BIN)/python -m pytest -q tests/gpu
@@ -165,9 +172,6 @@ bench-trained: $(VENV)/.dev  ## The measurements of models that were trained bef
 	$(BIN)/python -m benchmarks.resample.samples $(WRITE) --name resample-stories260k-sbd \
 		--model build/rpt-stories260k-sbd --control build/rpt-stories260k-control $(TOLD) --count 32 --batch-size 32 \
 		--temperature 0
-	$(SETFLOW_BENCH) lossless $(WRITE) --name lossless-smollm2 --model build/smollm2-135m \
-		$(foreach d,chat maths code,--prompts build/smollm2/$(d)-heldout.jsonl) --count 100 --max-new-tokens 128 \
-		--batch-size 1 --batch-size 4 --finished build/smollm2/lossless.jsonl --decoder prompt-lookup:block_size=8
 	$(BIN)/python -m benchmarks.training.ablation $(WRITE) --model build/stories260K --data build/stories/own.jsonl \
 		--steps 150
 
