@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from decoding.batch import Sequence
@@ -92,6 +92,10 @@ class Engine:
         self.static = static
         self._path: StaticPath | None = None
         self._looked = False  # at the model, since the last forward
+        # What takes long to find and does not change during a run.
+        self._device: torch.device | None = None
+        self._trunk: nn.Module | None = None
+        self._head: nn.Module | None = None
 
     @classmethod
     def for_model(cls, model: PreTrainedModel) -> "Engine":
@@ -159,32 +163,36 @@ class Engine:
 
         ``sequences`` are those of ``in_cache`` that are running.
         """
+        device = self._device or self.device
         if len(in_cache) == len(sequences):
-            return Step(list(sequences), rows, self.forward(Rows.pack(rows, self.device), cache), self.head)
-        places = [place for place, sequence in enumerate(in_cache) if sequence.is_running]
+            return Step(list(sequences), rows, self.forward(Rows.pack(rows, device), cache), self.head)
+        places = [place for place, sequence in enumerate(in_cache) if not sequence.finished]
         every = [RowList() for _ in in_cache]
         for place, own in zip(places, rows, strict=True):
             every[place] = own
-        return Step(list(sequences), rows, self.forward(Rows.pack(every, self.device), cache)[places], self.head)
+        return Step(list(sequences), rows, self.forward(Rows.pack(every, device), cache)[places], self.head)
 
     def forward(self, rows: Rows, cache: SlotCache) -> Tensor:
         """Hidden states [B, R, D] of one forward pass; keys and values are written to the rows' slots of ``cache``."""
         self._looked = False
         path = self._path
         if path is None or path.reason is not None:
-            return run_rows(self.model, rows, cache)
+            return run_rows(self.model, rows, cache, self._trunk)
         return path.run(rows, cache, self.compile if self.compile != "auto" else False)
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
         """Float32 logits [N, V] of hidden states [N, D]."""
         logits = None if self._path is None else self._path.head(hidden)
-        return (self.model.get_output_embeddings()(hidden) if logits is None else logits).float()
+        if logits is None:
+            logits = (self._head or self.model.get_output_embeddings())(hidden)
+        return logits.float()
 
     def _look(self) -> None:
         """Find out how the model can be run, which may have changed since the last run."""
         self._looked = True
-        device = self.device
+        self._device = device = self.device
+        self._trunk, self._head = self.model.get_decoder(), self.model.get_output_embeddings()
         if self.compile == "cudagraphs" and device.type != "cuda":
             raise ValueError(f"compile='cudagraphs' needs a model on CUDA, and this one is on {device.type!r}")
         compiles = self.compile in (True, "cudagraphs")

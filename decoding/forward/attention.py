@@ -1,6 +1,6 @@
 """Run the trunk of a stock transformers model under a Visibility, in the form its attention takes."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from decoding.forward import tiles
@@ -18,14 +18,15 @@ def run_trunk(
     num_slots: int,
     cache: Cache | None = None,
     embeddings: Tensor | None = None,
+    trunk: nn.Module | None = None,
 ) -> Tensor:
     """Hidden states [B, R, D] after the last norm, without the language-model head.
 
     tokens, positions: [B, R] integers. ``num_slots`` is the number of key slots that attention sees; without a cache
     they are the rows themselves, with one they are its slots. ``embeddings`` [B, R, D] take the place of those of the
-    tokens, for models that are told more than a token.
+    tokens, for models that are told more than a token. ``trunk`` is that of ``model``, if it is known: it takes long to find.
     """
-    output = model.get_decoder()(
+    output = (model.get_decoder() if trunk is None else trunk)(
         input_ids=tokens if embeddings is None else None,
         inputs_embeds=embeddings,
         position_ids=positions,

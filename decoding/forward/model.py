@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from decoding.forward.attention import LAYER_TYPES, MASK_FORMS, run_trunk
@@ -17,13 +17,13 @@ TESTED = ("llama", "qwen2", "qwen3", "mistral")
 
 
 @torch.no_grad()
-def run_rows(model: PreTrainedModel, rows: Rows, cache: SlotCache) -> Tensor:
+def run_rows(model: PreTrainedModel, rows: Rows, cache: SlotCache, trunk: nn.Module | None = None) -> Tensor:
     """Hidden states [B, R, D] of one forward pass over ``rows``, whose keys and values go to their slots of ``cache``."""
     cache.plan(rows.slots, rows.num_slots)
     is_block = rows.is_block if rows.has_blocks else None  # without any, nothing gated by them need run
     with marked_block_rows(is_block), marked_offsets(rows.offset):
         embeddings = with_noise_level(model, rows.tokens, rows.level)
-        return run_trunk(model, rows.tokens, rows.positions, rows.visibility, rows.num_slots, cache, embeddings)
+        return run_trunk(model, rows.tokens, rows.positions, rows.visibility, rows.num_slots, cache, embeddings, trunk)
 
 
 def is_tested(model: PreTrainedModel) -> bool:
