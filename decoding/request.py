@@ -111,8 +111,11 @@ def check_padding(attention_mask: Tensor | None) -> None:
 
     ``generate`` warns of it and continues from the padding, which is no text of the model.
     """
-    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
-        index = int((attention_mask[:, -1] == 0).nonzero()[0])
+    if attention_mask is None:
+        return
+    padded = attention_mask.bool().any(-1) & ~attention_mask[:, -1].bool()  # an empty prompt has a sentence of its own
+    if bool(padded.any()):
+        index = int(padded.nonzero()[0])
         raise ValueError(
             f"attention_mask: prompt {index} is padded on the right, but its last token must be the last of its row; "
             f"load the tokenizer with padding_side='left'"
