@@ -17,9 +17,9 @@ PATIENCE = (
 def hub_or_cache(source: str | None = None) -> Iterator[None]:
     """Inside, the hub's libraries are in their offline mode if the hub cannot be reached now.
 
-    They then take what is in their cache, and say at once what is not. Nobody is asked where ``source`` is a folder.
+    They then take what is in their cache, and say at once what is not. Nobody is asked where ``source`` is a folder or a file.
     """
-    if source is not None and Path(source).expanduser().is_dir():
+    if source is not None and Path(source).expanduser().exists():
         yield
         return
     places = [(constants, "HF_HUB_OFFLINE")]
