@@ -100,13 +100,15 @@ class Stopping:
     ``eos_token_ids`` end a sequence and belong to it. Several tokens are committed at once, so ``criteria`` are asked
     about every prefix in turn, and the text is cut at the first that stops. ``foreign`` ones, which are not transformers'
     own, may keep a state or answer for all rows at once: they are asked once a step about the whole batch, as in
-    ``generate`` (:meth:`Batch.stop_together`).
+    ``generate`` (:meth:`Batch.stop_together`). So are all where nothing names an EOS (``goes_on``): ``generate`` then
+    writes on in the rows that a criterion ended, until it has ended every row.
     """
 
     eos_token_ids: frozenset[int] = frozenset()
     criteria: tuple[StoppingCriteria, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     foreign: tuple[StoppingCriteria, ...] = ()
+    goes_on: bool = False
 
     @classmethod
     def from_generate(
@@ -127,6 +129,8 @@ class Stopping:
                 foreign.append(criterion)
             elif not is_limit and type(criterion) is not EosTokenCriteria:
                 own.append(criterion)
+        if particles == 1 and not ids and not any(hasattr(criterion, "eos_token_id") for criterion in criteria or ()):
+            return cls(ids, (), device, (*own, *foreign), goes_on=True)
         return cls(ids, tuple(own), device, tuple(foreign))
 
     def cut(
@@ -192,6 +196,7 @@ class Batch:
     tokenizer: Any = None
     wants_sampled_logprobs: bool = False
     around: Any = None
+    stopped: set[int] = field(default_factory=set)  # sequences that foreign criteria have ended, or would have
 
     def masks(self, count: int) -> list[int]:
         """``count`` mask tokens; only for decoders that need one."""
@@ -281,9 +286,11 @@ class Batch:
             if waits or not any(reached):
                 return
             stops = self.stopping.ask(self.texts(self.stopping.device, step), foreign=True)
-            for sequence, there, stopped in zip(self.sequences, reached, stops, strict=True):
-                if there and stopped:
-                    sequence.end_after(step)
+            self.stopped |= {index for index, stop in enumerate(stops) if stop and reached[index]}
+            if not self.stopping.goes_on or len(self.stopped) == len(self.sequences):
+                for index in self.stopped:
+                    if reached[index]:
+                        self.sequences[index].end_after(step)
             self.steps_judged = step
 
     def check_decided(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:

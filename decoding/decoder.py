@@ -19,6 +19,7 @@ from decoding.forward.rows import RowList
 from decoding.output import DecodeOutput, StreamWriter, assemble
 from decoding.request import (
     check_block_size,
+    check_padding,
     check_positions,
     check_request,
     keep_arguments_for,
@@ -159,7 +160,7 @@ def generate(
     past_key_values: Cache | None = None,
     **prepared: Any,
 ) -> Tensor | DecodeOutput:
-    """Decode the prompts ``input_ids`` [B, P], padded on the left where ``attention_mask`` is 0.
+    """Decode the prompts ``input_ids`` [B, P], padded on the left where ``attention_mask`` is 0; on the right is refused.
 
     Returns token ids [B, P + T], or a DecodeOutput with ``return_dict_in_generate=True``. Raises ValueError for anything
     that was asked and cannot be honoured, before the model is run.
@@ -184,6 +185,7 @@ def generate(
     decoder.check(model, pipeline)
     kept = kept_cache(past_key_values, batch_size, model.config.num_hidden_layers)
     engine.check()
+    check_padding(given[1])
     check_positions(prepared.get("position_ids"), *given)
     limit = generation_config.max_length
     sequences = make_sequences(model, input_ids, attention_mask, limit, decoder.rows_ahead, particles)

@@ -15,7 +15,15 @@ from transformers import PreTrainedModel
 from decoding.batch import Sequence
 from decoding.forward.cache import GROWTH, SlotCache
 from decoding.forward.costs import CONTEXT, RowCosts, measure_row_costs
-from decoding.forward.model import check_attention, check_runnable, forward_identity, is_tested, probe, run_rows
+from decoding.forward.model import (
+    autocast_of,
+    check_attention,
+    check_runnable,
+    forward_identity,
+    is_tested,
+    probe,
+    run_rows,
+)
 from decoding.forward.rows import RowList, Rows
 from decoding.forward.static.path import StaticPath
 from decoding.forward.transfer import to_device
@@ -185,7 +193,8 @@ class Engine:
         """Float32 logits [N, V] of hidden states [N, D]."""
         logits = None if self._path is None else self._path.head(hidden)
         if logits is None:
-            logits = (self._head or self.model.get_output_embeddings())(hidden)
+            with autocast_of(self.model):
+                logits = (self._head or self.model.get_output_embeddings())(hidden)
         return logits.float()
 
     def _look(self) -> None:

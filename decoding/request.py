@@ -106,6 +106,22 @@ def check_positions(position_ids: Tensor | None, input_ids: Tensor, attention_ma
         raise ValueError("position_ids: decoders count positions from the first token of each prompt; leave them out")
 
 
+def check_padding(attention_mask: Tensor | None) -> None:
+    """Raise ValueError for a mask [B, P] that hides the end of a prompt.
+
+    ``generate`` warns of it and continues from the padding, which is no text of the model.
+    """
+    if attention_mask is None:
+        return
+    padded = attention_mask.bool().any(-1) & ~attention_mask[:, -1].bool()  # an empty prompt has a sentence of its own
+    if bool(padded.any()):
+        index = int(padded.nonzero()[0])
+        raise ValueError(
+            f"attention_mask: prompt {index} is padded on the right, but its last token must be the last of its row; "
+            f"load the tokenizer with padding_side='left'"
+        )
+
+
 def check_block_size(block_size: int | None, config: PretrainedConfig) -> None:
     """Raise ValueError for blocks that are longer than any text of the model."""
     context = context_length(config)

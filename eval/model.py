@@ -22,6 +22,7 @@ from decoding import Engine, decoder_from_spec
 from decoding.forward.loading import attach_extras, base_model_of, load_model, one_sentence
 from decoding.forward.rope import context_length
 from decoding.inputs.checks import check_count
+from decoding.inputs.hub import hub_or_cache
 from decoding.inputs.source import is_gguf, located
 from eval.counts import count, total
 from eval.devices import check_device, clock
@@ -35,6 +36,8 @@ class StopText(StoppingCriteria):
     lm-eval's own criterion gives one answer for the whole batch and remembers it; this one answers for each row. Like
     that one it looks at the last tokens only, two more than the longest stop string has.
     """
+
+    eos_token_id = None  # that there is one tells ``generate`` to fill ended rows up rather than to write on in them
 
     def __init__(self, tokenizer, stops: list[str], prompt_width: int):
         self.tokenizer, self.stops, self.prompt_width = tokenizer, stops, prompt_width
@@ -88,7 +91,7 @@ class SetflowLM(HFLM):
             return
         # HFLM loads the weights, since it knows of many ways to, and we what lies beside them.
         kwargs = {"tokenizer": located(pretrained)} | kwargs
-        with one_sentence(f"model {pretrained!r}"):
+        with one_sentence(f"model {pretrained!r}"), hub_or_cache(pretrained), hub_or_cache(base_model_of(pretrained)):
             super().__init__(base_model_of(pretrained), device=device, batch_size=batch_size, **kwargs)
             attach_extras(self.model, pretrained)
 

@@ -17,8 +17,18 @@ RECIPES = Path(__file__).parent / "recipes"
 MOST_VALUES = 10_000  # in a recipe
 
 
+class TooManyValues(Exception):
+    """A text stands for more values than a recipe can be meant to have."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number, as everybody expects, and not a text, as YAML 1.1 has it."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge the mappings behind ``<<``; merges of merges grow as aliases do, while the text is still being read."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise TooManyValues
 
 
 _Loader.add_implicit_resolver(
@@ -81,6 +91,8 @@ def _parsed(named: str, text: bytes) -> Any:
         values = yaml.load(text.decode(), _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{named} is no UTF-8 text: {error}") from None
+    except TooManyValues:
+        raise ValueError(f"{named} stands for more than {MOST_VALUES:,} values") from None
     except RecursionError:
         raise ValueError(f"{named} is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -12,6 +12,7 @@ from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile
 
 from decoding.inputs.checks import check_range
+from decoding.inputs.hub import hub_or_cache
 from decoding.inputs.jsonl import BOM, parse, read_jsonl
 
 FORMATS = (".jsonl", ".json", ".parquet", ".txt")
@@ -152,7 +153,8 @@ def _hub(source: Source, order: np.random.Generator | None = None) -> Iterator[d
     """The records of a data set on the hub, streamed in another order if ``order`` is given."""
     streaming = order is not None
     try:
-        table = datasets.load_dataset(source.path, source.name, split=source.split, streaming=streaming)
+        with hub_or_cache():
+            table = datasets.load_dataset(source.path, source.name, split=source.split, streaming=streaming)
     except Exception as error:  # the hub has many exceptions of its own
         raise _unreadable(source, error.__cause__ or error) from error
     return map(_told, table.shuffle(generator=order, buffer_size=SHUFFLE_BUFFER) if streaming else table)

@@ -34,7 +34,10 @@ class Branches:
 
     @classmethod
     def draw(cls, config: ResampleConfig, packing: Packing, loss_mask: Tensor, generator=None) -> "Branches":
-        """A share q of the tokens in ``loss_mask`` [B, L] of a share s of the rows, none at a document's border."""
+        """In a share s of the rows as many as a share q of all L tokens is, or as many as there may be.
+
+        Each starts at a token in ``loss_mask`` [B, L], none at a document's border.
+        """
         batch, length = loss_mask.shape
         w, device = config.window, loss_mask.device
         eligible = loss_mask & (packing.position > 0) & (packing.index + w <= packing.end)

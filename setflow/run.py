@@ -113,6 +113,7 @@ def run(
     import torch
 
     from decoding.forward.loading import one_sentence
+    from eval.repeatable import repeatable_engine
 
     rows = model.get_input_embeddings().weight.shape[0]
     if max(prompt, default=0) >= rows:
@@ -120,6 +121,8 @@ def run(
     arguments = {"do_sample": False}
     if settings.temperature > 0:
         arguments = {"do_sample": True, "temperature": settings.temperature}
+        if decoder is not None:  # measured costs would let the load of the machine decide what a seed draws
+            arguments["engine"] = repeatable_engine(model)
     if model.generation_config.pad_token_id is None:
         arguments["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     if (model.generation_config.num_beams or 1) > 1:

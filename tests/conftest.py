@@ -119,17 +119,16 @@ def fresh_model():
 
 @pytest.fixture
 def prompts():
-    """``prompts(7, 12, side="left")``: random prompts of these lengths, padded, as arguments of generate."""
+    """``prompts(7, 12)``: random prompts of these lengths, padded on the left, as arguments of generate."""
 
-    def make(*lengths: int, side: str = "left", seed: int = 0) -> dict[str, torch.Tensor]:
+    def make(*lengths: int, seed: int = 0) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         rows = [torch.randint(3, MASK, (length,), generator=generator) for length in lengths]
         width = max(lengths)
         input_ids = torch.full((len(rows), width), PAD)
         attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
         for i, row in enumerate(rows):
-            place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-            input_ids[i, place], attention_mask[i, place] = row, 1
+            input_ids[i, width - len(row) :], attention_mask[i, width - len(row) :] = row, 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     return make

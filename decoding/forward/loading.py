@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 
 from decoding.forward.adapter import WEIGHTS_FILE, base_of
 from decoding.inputs.generation_config import check_generation_config, check_generation_file
+from decoding.inputs.hub import hub_or_cache
 from decoding.inputs.source import (
     ADAPTER_FILE,
     LOW_RANK_FILE,
@@ -64,7 +65,7 @@ def load_model(
 def load_tokenizer(source: str, trust_remote_code: bool = False, field: str = "model") -> PreTrainedTokenizerBase:
     """The tokenizer alone. field: what the user calls ``source``, for messages."""
     check_source(source, named=f"{field} {source!r}")
-    with one_sentence(f"{field} {source!r}"):
+    with one_sentence(f"{field} {source!r}"), hub_or_cache(source):
         if is_gguf(source):
             return _of_gguf("tokenizer", source)
         return AutoTokenizer.from_pretrained(located(source), trust_remote_code=trust_remote_code)
@@ -73,8 +74,7 @@ def load_tokenizer(source: str, trust_remote_code: bool = False, field: str = "m
 def load_config(source: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration alone, that of the base model where ``source`` is an adapter."""
     check_source(source)
-    with one_sentence(f"model {source!r}"):
-        base = base_model_of(source)
+    with one_sentence(f"model {source!r}"), hub_or_cache(source), hub_or_cache(base := base_model_of(source)):
         if is_gguf(base):
             return _of_gguf("config", base)
         return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
@@ -84,8 +84,8 @@ def load_weights(source: str, trust_remote_code: bool = False, **settings: Any) 
     """The model alone, in evaluation mode."""
     check_source(source)
     settings = {"dtype": "auto", "trust_remote_code": trust_remote_code} | settings
-    with one_sentence(f"model {source!r}"):
-        if is_gguf(base := base_model_of(source)):
+    with one_sentence(f"model {source!r}"), hub_or_cache(source), hub_or_cache(base := base_model_of(source)):
+        if is_gguf(base):
             del settings["trust_remote_code"]  # there is no code in such a file
             model = _of_gguf("model", base, **settings)
             attach_extras(model, source)

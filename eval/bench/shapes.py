@@ -84,11 +84,14 @@ def find_shape(name: str) -> "PretrainedConfig":
     """
     from transformers import AutoConfig
 
+    from decoding.inputs.hub import hub_or_cache
+
     check_shape(name)
     if name in SHAPES:
         return AutoConfig.for_model(**SHAPES[name])
     try:
-        return AutoConfig.from_pretrained(located(name), trust_remote_code=False)
+        with hub_or_cache(name):
+            return AutoConfig.from_pretrained(located(name), trust_remote_code=False)
     except Exception as error:  # each kind of mistake has an error of its own there
         raise ValueError(f"shape {name!r} cannot be read: {' '.join(str(error).split())}") from error
 

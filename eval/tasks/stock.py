@@ -8,6 +8,8 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from decoding.forward.loading import one_sentence
+from decoding.inputs.hub import hub_or_cache
 from eval.code_eval import require_consent, sandboxed_code_eval
 from eval.known_tasks import find_definition
 from eval.tasks import data
@@ -68,5 +70,12 @@ def on_records(config: dict[str, Any], read, folder: Path) -> dict[str, Any]:
 
 
 def stock_task(name: str, folder: Path | None) -> ConfigurableTask:
-    """lm-eval's task ``name`` as an object that ``lm_eval.simple_evaluate`` takes."""
-    return ConfigurableTask(config=with_local_data(stock_config(name), folder))
+    """lm-eval's task ``name`` as an object that ``lm_eval.simple_evaluate`` takes.
+
+    Raises ValueError if its data set can be had neither from the hub nor from what was downloaded before.
+    """
+    config = with_local_data(stock_config(name), folder)
+    if "custom_dataset" in config:
+        return ConfigurableTask(config=config)
+    with hub_or_cache(), one_sentence(f"the data set of task {name!r}", keep=(ValueError,)):
+        return ConfigurableTask(config=config)

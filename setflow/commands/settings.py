@@ -1,5 +1,6 @@
 """Options that several commands share, and what they mean."""
 
+import ctypes
 import importlib.util
 import secrets
 import shlex
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,10 +117,21 @@ def parse_dtype(name: str | None) -> "torch.dtype | None":
 
 
 def check_device(name: str | None) -> None:
-    """Raise ValueError for a device that PyTorch has no word for."""
+    """Raise ValueError for a device that PyTorch has no word for, or that needs a driver which is not there."""
     kind, _, number = (name or "cpu").partition(":")
     if kind not in DEVICES or not (number or "0").isdigit():
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, or one of several such as cuda:1, got {name!r}")
+    if kind == "cuda" and not has_gpu_driver():
+        raise ValueError(f"device must be one that this machine has, and it has no driver of a GPU, got {name!r}")
+
+
+def has_gpu_driver() -> bool:
+    """Whether there may be a device that PyTorch calls cuda, an AMD one among them; it takes seconds to ask PyTorch."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
 
 
 def read_prompt(prompt: str) -> str:

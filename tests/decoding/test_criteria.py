@@ -140,3 +140,27 @@ def test_criteria_are_asked_with_the_whole_batch(shared_model, prompts, decoder,
     stock = greedy(model, inputs, **settings)
     assert stock.shape[1] < 29
     assert torch.equal(greedy(model, inputs, decoder, **settings), stock)
+
+
+@EVERY
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+@pytest.mark.parametrize("lengths", [(7,), (7, 4, 9)], ids=["one", "batch"])
+def test_without_any_eos_rows_go_on_until_all_have_ended(shared_model, prompts, decoder, criterion, lengths):
+    """As in ``generate``, which fills up ended rows only where something names an EOS."""
+
+    class Criterion(StoppingCriteria):
+        def __call__(self, input_ids, scores, **settings):
+            stops = torch.as_tensor(criterion(input_ids, scores))
+            return stops.expand(len(input_ids)) if stops.dim() == 0 else stops
+
+    model, inputs = shared_model("llama"), prompts(*lengths)
+    stock = greedy(model, inputs, stopping_criteria=[Criterion()])
+    assert torch.equal(greedy(model, inputs, decoder, stopping_criteria=[Criterion()]), stock)
+
+
+@EVERY
+def test_stop_strings_without_any_eos(shared_model, prompts, tokenizer, decoder):
+    model, inputs = shared_model("llama"), prompts(7, 4, 9)
+    ended = tokenizer.decode(greedy(model, inputs)[0, -18:-16])
+    settings = {"stop_strings": [ended, "e"], "tokenizer": tokenizer, "max_new_tokens": 30}
+    assert torch.equal(greedy(model, inputs, decoder, **settings), greedy(model, inputs, **settings))

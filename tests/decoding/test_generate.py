@@ -148,10 +148,9 @@ def test_criteria_of_the_kinds_that_generate_makes_itself(shared_model, prompts,
 
 
 @DECODERS
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_batched_equals_one_by_one(shared_model, prompts, decoder, side, new_tokens):
+def test_batched_equals_one_by_one(shared_model, prompts, decoder, new_tokens):
     model, lengths = shared_model("qwen3", torch.float64), (3, 11, 7)
-    inputs = prompts(*lengths, side=side)
+    inputs = prompts(*lengths)
     output = model.generate(**inputs, max_new_tokens=13, custom_generate=decoder, **FULL)
     assert torch.equal(output.sequences[:, :11], inputs["input_ids"])
     for i, length in enumerate(lengths):

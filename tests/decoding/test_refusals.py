@@ -55,6 +55,21 @@ def test_settings_that_no_decoder_honours(shared_model, prompts, assert_refused,
 
 
 @DECODERS
+@pytest.mark.parametrize("mask", [[[1, 1, 1, 0]], [[1, 1, 1, 1], [1, 1, 0, 0]], [[1, 1, 1, 1], [0, 1, 1, 0]]])
+def test_prompts_padded_on_the_right(shared_model, assert_refused, decoder, mask):
+    arguments = {"input_ids": torch.full((len(mask), 4), 5), "attention_mask": torch.tensor(mask), "max_new_tokens": 4}
+    message = f"prompt {len(mask) - 1} is padded on the right.*padding_side='left'"
+    assert_refused(shared_model("llama"), message, custom_generate=decoder, **arguments)
+
+
+def test_a_gap_inside_a_prompt_is_no_padding_on_the_right(shared_model):
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1], [0, 0, 1, 0, 1, 1]])
+    inputs = {"input_ids": torch.arange(10, 22).view(2, 6), "attention_mask": mask, "max_new_tokens": 9}
+    stock = shared_model("llama").generate(**inputs, do_sample=False)
+    assert torch.equal(shared_model("llama").generate(**inputs, do_sample=False, custom_generate=NTP), stock)
+
+
+@DECODERS
 def test_an_assistant_model(shared_model, prompts, assert_refused, decoder):
     model, assistant = shared_model("llama"), shared_model("llama-tied")
     arguments = {"assistant_model": assistant, "max_new_tokens": 4}

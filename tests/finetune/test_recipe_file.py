@@ -19,6 +19,13 @@ def bomb(indent: str = "", item: str = "l{}: ") -> str:
     return "".join(lines)
 
 
+def merges(indent: str = "") -> str:
+    """The same of mappings that are merged into each other."""
+    lines = [f"{indent}m0: &m0 {{k: v}}\n"]
+    lines += [f"{indent}m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}\n" for i in range(1, 9)]
+    return "".join(lines)
+
+
 TEXTS = {
     "a tag that runs code": ("output: !!python/object/apply:os.putenv [SETFLOW_RECIPE_RAN, '1']\n", "is not YAML"),
     "a tag that names code": ("output: !!python/name:os.system\n", "is not YAML"),
@@ -26,6 +33,8 @@ TEXTS = {
     "aliases at the top": (bomb(), f"stands for more than {MOST_VALUES:,} values"),
     "aliases in data": (f"output: o\ndata:\n{bomb('', '- ')}", "stands for more than"),
     "aliases in options": (f"output: o\nobjective_options:\n{bomb('  ')}", "stands for more than"),
+    "merges of merges": (merges(), "stands for more than"),
+    "merges in options": (f"output: o\nobjective_options:\n{merges('  ')}", "stands for more than"),
     "a list in itself": ("output: &a [*a]\n", "stands for more than"),
     "a mapping in itself": ("&a\noutput: *a\n", "stands for more than"),
     "deep": ("data: " + "[" * 5000, "nested too deeply"),

@@ -218,12 +218,14 @@ def make(seed: int, kind: str) -> Case:
     settings = {"max_new_tokens": pick.randint(1, 18), "pad_token_id": PAD, "suppress_tokens": [MASK]}
     if pick.random() < 0.3:
         settings["suppress_tokens"] = [MASK, *pick.sample(TOKENS, 30)]
-    # Without any EOS, generate goes on in rows that have ended; BOS seldom comes.
-    settings["eos_token_id"] = pick.choice([BOS, pick.choice(TOKENS), pick.sample(TOKENS, pick.choice([3, 12]))])
+    # None at all, one that seldom comes, and others.
+    settings["eos_token_id"] = pick.choice([None, BOS, pick.choice(TOKENS), pick.sample(TOKENS, pick.choice([3, 12]))])
     share = pick.choice([0.05, 0.2])
     narrow = kind == "sbd" and pick.random() < 0.7  # else nearly all of its cases would be refused
     asked = [name for name in SETTINGS if pick.random() < share and (not narrow or name in INSIDE_BLOCKS)]
     settings |= {name: SETTINGS[name](pick) for name in asked}
+    if settings["eos_token_id"] is None:  # which this one counts down to
+        settings.pop("exponential_decay_length_penalty", None)
     if settings.get("forced_eos_token_id") in settings["suppress_tokens"]:  # generate refuses that
         settings["suppress_tokens"].remove(settings["forced_eos_token_id"])
     width = max(lengths) + (extra := pick.choice([0, 0, 3]))

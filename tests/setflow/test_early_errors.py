@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from setflow.commands.settings import has_gpu_driver
+
 HEAVY = ("torch", "transformers", "datasets", "lm_eval.api", "peft", "matplotlib", "tokenizers")
 RUN = f"""
 import contextlib, io, json, sys
@@ -62,6 +64,9 @@ OTHERS = [
     (["finetune", "fit-sampler", "owner/name", "out.json", "--texts", "none.jsonl"], "texts: the file 'none.jsonl'"),
     (["finetune", "accelerate-config", "dpp"], "accelerate-config must be one of ddp"),
 ]
+if not has_gpu_driver():  # with one, it is PyTorch that knows
+    commands = (["eval"], ["bench", "speed"], ["bench", "lossless"])
+    OTHERS += [([*command, "--device", "cuda:1"], "it has no driver of a GPU, got 'cuda:1'") for command in commands]
 
 
 def test_mistakes_are_answered_before_torch_is_imported(tmp_path):

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from decoding.forward.costs import RowCosts
+
 PROMPT = "47 + 5 = ?\n"
 
 
@@ -91,6 +93,20 @@ def test_a_seed_repeats_a_sample(setflow, tiny):
         return json.loads(setflow("generate", PROMPT, *arguments)[1])["text"]
 
     assert text(1) == text(1) != text(2)
+
+
+@pytest.mark.parametrize("draft", ["mask", "prompt_lookup", "both"])
+def test_a_seed_repeats_a_sample_whatever_the_load_of_the_machine(setflow, tiny, monkeypatch, draft):
+    texts = set()
+    for seconds in (lambda rows: 1.0, float):  # rows that are free, and rows that cost
+        monkeypatch.setattr(
+            "decoding.engine.measure_row_costs",
+            lambda step, most, seconds=seconds: RowCosts(range(1, most + 1), [seconds(r) for r in range(1, most + 1)]),
+        )
+        spec = f"sbd-lossless:look_ahead=auto,block_size=4,draft={draft}"
+        arguments = ("--model", tiny, "--temperature", "1", "--seed", "3", "--max-new-tokens", "40", "--json")
+        texts.add(json.loads(setflow("generate", PROMPT, *arguments, "--decoder", spec)[1])["text"])
+    assert len(texts) == 1
 
 
 def test_dtype_and_prompt_from_standard_input(setflow, tiny, monkeypatch):

@@ -115,7 +115,7 @@ def test_two_runs_on_one_output(setflow, work, file, command):
         (("--prompts", "no.jsonl"), "prompts must be additions, python or a JSONL file that exists, got 'no.jsonl'"),
         (("--prompts", "."), "prompts must be"),
         (("--device", "gpu"), "device must be one of cpu, "),
-        (("--device", "cuda:99"), "device must be one that this machine has, cpu"),
+        (("--device", "cuda:99"), "device must be one that this machine has, "),
         (("--dtype", "fp8"), "dtype must be one of"),
         (("--model", "./no/such/model"), "model './no/such/model' does not exist"),
         (("--decoder", "ntp", "--decoder", "sbdd"), "did you mean 'sbd'"),

@@ -165,6 +165,8 @@ def rotation(model: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Ten
 
 def why_not(model: Any) -> str | None:
     """Why the model's own modules must be run; None where :func:`make_trunk` does what they do."""
+    if "forward" in vars(model):  # such as accelerate's, for its autocast
+        return "forward of the model was replaced"
     decoder = model.get_decoder()
     layer_type = KNOWN.get(type(decoder))
     if layer_type is None:
