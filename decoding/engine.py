@@ -174,7 +174,7 @@ class Engine:
         device = self._device or self.device
         if len(in_cache) == len(sequences):
             return Step(list(sequences), rows, self.forward(Rows.pack(rows, device), cache), self.head)
-        places = [place for place, sequence in enumerate(in_cache) if not sequence.finished]
+        places = [place for place, sequence in enumerate(in_cache) if sequence.is_running]
         every = [RowList() for _ in in_cache]
         for place, own in zip(places, rows, strict=True):
             every[place] = own
