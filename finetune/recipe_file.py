@@ -38,12 +38,19 @@ _Loader.add_implicit_resolver(
 
 def packaged_recipes() -> dict[str, str]:
     """The name of each packaged recipe, with what the first sentence of its file says."""
-    return {path.stem: _first_sentence(path) for path in sorted(RECIPES.glob("*.yaml"))}
+    return {path.stem: first_sentence(_first_comment(path)) for path in sorted(RECIPES.glob("*.yaml"))}
 
 
-def _first_sentence(path: Path) -> str:
+def _first_comment(path: Path) -> str:
     comment = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
-    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return " ".join(line.removeprefix("#").strip() for line in comment)
+
+
+def first_sentence(text: str) -> str:
+    """
+    >>> first_sentence("Llama-3.1 is a model. Not this.")
+    'Llama-3.1 is a model.'
+    """
     return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 

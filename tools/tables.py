@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.tables import Row, markdown_of, markdown_table
-from finetune.recipe_file import packaged_recipes
+from finetune.recipe_file import first_sentence, packaged_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -136,14 +136,6 @@ def packages() -> str:
         docstring = ast.get_docstring(ast.parse((ROOT / name / "__init__.py").read_text(encoding="utf-8"))) or ""
         body.append([f"`{name}/`", first_sentence(docstring.split("\n\n")[0].replace("\n", " "))])
     return markdown_table(["package", "what it holds"], body)
-
-
-def first_sentence(text: str) -> str:
-    """
-    >>> first_sentence("Llama-3.1 is a model. Not this.")
-    'Llama-3.1 is a model.'
-    """
-    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
 KINDS: dict[str, Callable[..., str]] = {f.__name__: f for f in (results, decoders, recipes, packages)}

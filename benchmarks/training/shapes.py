@@ -20,6 +20,7 @@ import typer
 
 from benchmarks.command import OUT, Name, Out, Overwrite, main, results_in
 from decoding import decoder_from_spec, load_model
+from decoding.forward.static.path import free_memory
 from eval.bench.memory import process_memory, start_counting
 from eval.bench.shapes import find_shape, random_model
 from finetune import finetune, load_recipe
@@ -80,7 +81,7 @@ def measure(name: str, length: int, optimizer: str, shape: str | None, folder: P
         changes.append(f"training.optim={optimizer}")
     estimate = estimated_bytes(recipe, optimizer)
     row: Row = {"recipe": name, "what": "training", "parameters": Estimate(recipe).parameters}
-    free = 1024 * next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    free = free_memory()
     try:
         if estimate > 0.8 * free:
             yield row | {"estimated_bytes": estimate, "skipped": f"only {free / 1e9:.0f} GB of memory are free"}

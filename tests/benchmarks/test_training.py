@@ -154,7 +154,6 @@ def test_recipes_run_on_a_shape_in_measured_memory(tmp_path, monkeypatch, capsys
     assert [row["what"] for row in rows] == ["training"] + ["decoding"] * 5 and len(rows[0]["losses"]) == 2
     assert all(row["new_tokens"] == 32 for row in rows[1:]) and rows[0]["estimated_bytes"] > 0
     assert not list((tmp_path / "models").glob("*-gated")), "what was trained is removed"
-    free = "MemAvailable: 1 kB\n"
-    monkeypatch.setattr(shapes, "open", lambda *_: free.splitlines(), raising=False)
+    monkeypatch.setattr(shapes, "free_memory", lambda: 1024.0)
     (row,) = shapes.measure("qwen3-8b-gated", 32, "adafactor", "embedded", tmp_path / "models")
     assert row["skipped"] == "only 0 GB of memory are free"

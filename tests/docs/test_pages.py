@@ -50,6 +50,7 @@ def test_python_runs_from_top_to_bottom(page, capsys):
     names: dict = {}
     for block in code(page, "python"):
         exec(compile(block, str(page), "exec"), names)
+        assert names.keys() - {"__builtins__"}, "nothing ran"
 
 
 @pytest.mark.parametrize(("page", "words"), by_page((p, c) for p in PAGES for c in commands(p)))
